@@ -1,0 +1,30 @@
+from .artifact import Artifact as Artifact
+from .artifact import fingerprint as fingerprint
+from .component import Component as Component
+from .component import Paper as Paper
+from .errors import ArtifactError as ArtifactError
+from .errors import ConfigError as ConfigError
+from .errors import DataError as DataError
+from .errors import GraftworkError as GraftworkError
+from .errors import InterfaceError as InterfaceError
+from .errors import PipelineError as PipelineError
+from .errors import PluginError as PluginError
+from .errors import UnknownComponentError as UnknownComponentError
+from .hookspecs import hookimpl as hookimpl
+from .interfaces import Backbone as Backbone
+from .kinds.dataset import Batch as Batch
+from .kinds.dataset import Dataset as Dataset
+from .kinds.dataset import DatasetInfo as DatasetInfo
+from .kinds.dataset import Samples as Samples
+from .kinds.dataset import Split as Split
+from .kinds.dataset import TensorSamples as TensorSamples
+from .kinds.evaluator import Evaluator as Evaluator
+from .kinds.evaluator import Figure as Figure
+from .kinds.evaluator import Report as Report
+from .kinds.evaluator import Table as Table
+from .kinds.guidance import Guidance as Guidance
+from .kinds.objective import INPUTS as INPUTS
+from .kinds.objective import Loss as Loss
+from .kinds.objective import Objective as Objective
+
+__version__: str

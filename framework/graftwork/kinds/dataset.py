@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Protocol, TypeAlias, cast, runtime_checkable
 
@@ -170,6 +170,13 @@ class Dataset(Mapping[str, Samples]):
 
     def __len__(self) -> int:
         return len(self._splits)
+
+    def batch_sampler(self, split: str, batch_size: int, generator: torch.Generator) -> Iterable[list[int]] | None:
+        """Batches of indices that training draws from a split in one epoch, iterated anew each epoch.
+
+        None, the default, is a shuffle by `generator` that drops the last short batch. Wrappers that compose batches override it.
+        """
+        return None
 
     def refresh(self, model: Any) -> None:
         """Called between epochs with the model in training; wrappers that depend on it recompute here. Default: nothing."""

@@ -2,6 +2,7 @@ from .artifact import Artifact as Artifact
 from .artifact import fingerprint as fingerprint
 from .component import Component as Component
 from .component import Paper as Paper
+from .engine import Engine as Engine
 from .errors import ArtifactError as ArtifactError
 from .errors import ConfigError as ConfigError
 from .errors import DataError as DataError
@@ -26,5 +27,14 @@ from .kinds.guidance import Guidance as Guidance
 from .kinds.objective import INPUTS as INPUTS
 from .kinds.objective import Loss as Loss
 from .kinds.objective import Objective as Objective
+from .make import dataset as dataset
+from .make import evaluator as evaluator
+from .make import guidance as guidance
+from .make import model as model
+from .make import objective as objective
+from .pipeline import Pipeline as Pipeline
+from .pipeline import Result as Result
+from .registry import installed as installed
+from .training import TrainConfig as TrainConfig
 
 __version__: str

@@ -35,10 +35,11 @@ class StoredTensors(Mapping[str, Tensor]):
 
     def __init__(self, path: Path, device: str | torch.device = "cpu"):
         try:
-            self._file = safe_open(path, framework="pt", device=str(device))
+            opened: Any = safe_open(path, framework="pt", device=str(device))
         except (OSError, SafetensorError) as error:
             raise ArtifactError(f"{path} cannot be read as safetensors: {error}") from None
-        self._keys = list(self._file.keys())
+        self._file = opened
+        self._keys = list(opened.keys())
 
     def __getitem__(self, key: str) -> Tensor:
         if key not in self._keys:

@@ -8,6 +8,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import get_protocol_members
 
 from graftwork.errors import DataError, InterfaceError
 
@@ -112,7 +113,7 @@ def missing_members(offered: object, interface: type) -> list[str]:
     if not getattr(interface, "_is_protocol", False):
         matches = issubclass(offered, interface) if isinstance(offered, type) else isinstance(offered, interface)
         return [] if matches else [interface.__name__]
-    names = sorted(cast("set[str]", interface.__protocol_attrs__))  # type: ignore[attr-defined]
+    names = sorted(get_protocol_members(interface))
     if isinstance(offered, type):
         names = [name for name in names if callable(getattr(interface, name, None))]
     return [name for name in names if not hasattr(offered, name)]

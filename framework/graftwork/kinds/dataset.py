@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Protocol, TypeAlias, cast, runtime_checkable
+from typing import Annotated, Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -196,5 +196,5 @@ class Dataset(Mapping[str, Samples]):
 
 def _bytes(value: Any) -> bytes:
     if isinstance(value, Tensor):
-        return cast(bytes, value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
     return repr(value).encode()

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
-from graftwork.kinds.dataset import Batch, Dataset, to_device
 from graftwork.interfaces import device_of
+from graftwork.kinds.dataset import Batch, Dataset, to_device
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as MatplotlibFigure
@@ -100,9 +100,7 @@ def evaluating(model: Any, gradients: bool = False) -> Iterator[None]:
             module.training = mode
 
 
-def split_batches(
-    data: Dataset, split: str, model: Any, *, limit: int | None = None, batch_size: int = 128
-) -> Iterator[Batch]:
+def split_batches(data: Dataset, split: str, model: Any, *, limit: int | None = None, batch_size: int = 128) -> Iterator[Batch]:
     """Batches of a split in order, on the model's device.
 
     Args:

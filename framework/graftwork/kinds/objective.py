@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 from graftwork.interfaces import Backbone
 
 if TYPE_CHECKING:
-    from graftwork.kinds.dataset import Batch, Dataset
     from graftwork.engine import Engine
+    from graftwork.kinds.dataset import Batch, Dataset
 
 __all__ = ["INPUTS", "Loss", "MakeOptimizer", "Objective"]
 

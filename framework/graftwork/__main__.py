@@ -1,0 +1,5 @@
+"""`python -m graftwork`: the same as `graft`."""
+
+from graftwork.cli import main
+
+main()

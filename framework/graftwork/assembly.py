@@ -1,0 +1,475 @@
+"""From a document to stages that can run: every name, parameter, reference, split, key and interface is checked before anything trains."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pydantic
+import torch
+
+from graftwork import config
+from graftwork.document import Document, KeyPath
+from graftwork.engine import feed_splits, missing_keys
+from graftwork.errors import ConfigError, GraftworkError, PipelineError, Problem, nearest
+from graftwork.interfaces import missing_members
+from graftwork.kinds.dataset import Dataset
+from graftwork.kinds.objective import Objective
+from graftwork.registry import Registered, Registry
+from graftwork.spec import Claim, PipelineSpec, StageSpec
+from graftwork.training import TrainConfig
+
+__all__ = ["From", "Part", "Plan", "Stage", "Use", "assemble", "build", "stages_behind"]
+
+NAME = re.compile(r"[A-Za-z0-9_][\w.-]*")
+
+
+@dataclass(frozen=True, eq=False)
+class Use:
+    """A component with its checked parameters, in which references are again `Use` or `From`."""
+
+    registered: Registered
+    values: Mapping[str, Any]
+    path: KeyPath
+    label: str = ""
+    prefix: str = ""
+
+    @property
+    def target(self) -> Any:
+        """The class or factory."""
+        return self.registered.load()
+
+    @property
+    def title(self) -> str:
+        """For messages: 'objective "info-nce"'."""
+        return f'{self.registered.kind} "{self.registered.name}"'
+
+
+@dataclass(frozen=True, eq=False)
+class From:
+    """The output of an earlier stage: its dataset or model, or an artifact of that name."""
+
+    kind: str
+    stage: str
+    name: str
+    path: KeyPath
+
+
+Part = Use | From
+
+
+@dataclass
+class Stage:
+    """One stage, ready to run. `data` is built already where no trained model is needed for it."""
+
+    name: str
+    dataset: Part | None = None
+    model: Part | None = None
+    objective: Use | None = None
+    train: TrainConfig | None = None
+    validate: Use | None = None
+    guidance: Use | None = None
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    evaluate: list[Use] = field(default_factory=list)
+    data: Dataset | None = None
+
+
+@dataclass
+class Plan:
+    """A pipeline that passed every check."""
+
+    name: str
+    seed: int
+    stages: dict[str, Stage]
+    claim: Claim | None
+
+
+class _NotYetError(Exception):
+    """A reference to what training has yet to make."""
+
+
+def build(part: Part, fetch: Any) -> Any:
+    """Build a component, its references first.
+
+    Args:
+        part: what to build; for a `From`, `fetch(part)` gives it.
+        fetch: gives an earlier stage's output.
+    """
+    if isinstance(part, From):
+        return fetch(part)
+    return config.build(part.target, {name: _resolved(value, fetch) for name, value in part.values.items()}, part.title)
+
+
+def _resolved(value: Any, fetch: Any) -> Any:
+    if isinstance(value, (Use, From)):
+        return build(value, fetch)
+    if isinstance(value, (list, tuple)) and any(isinstance(item, (Use, From)) for item in value):
+        return type(value)(_resolved(item, fetch) for item in value)
+    if isinstance(value, dict):
+        return {key: _resolved(item, fetch) for key, item in value.items()}
+    return value
+
+
+def assemble(document: Document, registry: Registry) -> Plan:
+    """Check a document whole.
+
+    Raises:
+        PipelineError: with every problem found, each at its place.
+    """
+    return _Assembly(document, registry).plan()
+
+
+class _Assembly:
+    """Collects problems while it turns a document into a plan."""
+
+    def __init__(self, document: Document, registry: Registry):
+        self.document, self.registry = document, registry
+        self.problems: list[Problem] = []
+        self.stages: dict[str, Stage] = {}
+        self._models: dict[str, Any] = {}
+
+    def plan(self) -> Plan:
+        """The plan, or PipelineError."""
+        spec = self._spec()
+        self.stages = {name: self._stage(name, block) for name, block in spec.stages.items()}
+        if not self.problems:  # what follows builds things, and would repeat what is known
+            with torch.random.fork_rng(devices=[]):
+                for stage in self.stages.values():
+                    self._try_stage(stage)
+        self._claim(spec.claim)
+        self._stop_if_any()
+        return Plan(spec.name, spec.seed, self.stages, spec.claim)
+
+    def _stop_if_any(self) -> None:
+        if self.problems:
+            order = {problem: self.document.places.get(problem.path, (10**9, 0)) for problem in self.problems}
+            raise PipelineError(sorted(dict.fromkeys(self.problems), key=order.__getitem__))
+
+    def _problem(self, message: object, path: KeyPath) -> None:
+        self.problems.append(self.document.problem(str(message), path))
+
+    # -- the document's shape --------------------------------------------------------------------------------------------------
+
+    def _spec(self) -> PipelineSpec:
+        """The document as a spec. Blocks that are wrong are reported and left out, so that the rest is checked all the same."""
+        data = self.document.data
+        while True:
+            try:
+                return PipelineSpec.model_validate(data)
+            except pydantic.ValidationError as error:
+                known = [info.alias or name for name, info in PipelineSpec.model_fields.items()]
+                found = [(self._existing(one.path), one.message) for one in config.problems_of(error, known, "key")]
+                for path, message in found:
+                    self._problem(message, path)
+                smaller = _without(data, [path for path, _ in found])
+                if smaller is None:
+                    self._stop_if_any()
+                    raise AssertionError("unreachable") from error
+                data = smaller
+
+    def _existing(self, path: KeyPath) -> KeyPath:
+        """The part of a path that the document has: pydantic adds the names of union members."""
+        here: Any = self.document.data
+        for depth, step in enumerate(path):
+            if _has(here, step):
+                here = here[step]
+            elif depth + 1 < len(path):
+                return self._existing((*path[:depth], *path[depth + 1 :]))
+            else:
+                return path[:depth]
+        return path
+
+    def _stage(self, name: str, spec: StageSpec) -> Stage:
+        path: KeyPath = ("stages", name)
+        stage = Stage(name, train=spec.train)
+        if not NAME.fullmatch(name):
+            self._problem("a stage's name is letters, digits, '_', '-' and '.'; it names a folder", path)
+        raw = self.document.data["stages"].get(name) or {}
+        if not raw:
+            self._problem("the stage is empty; it needs a dataset, a model, an objective, `sample` or `evaluate`", path)
+        stage.dataset = self._part(spec.dataset, "dataset", (*path, "dataset"))
+        stage.model = self._part(spec.model, "model", (*path, "model"))
+        objective = self._part(spec.objective, "objective", (*path, "objective"))
+        stage.objective = objective if isinstance(objective, Use) else None
+        if isinstance(objective, From):
+            self._problem("an objective belongs to its stage and cannot be taken from another", objective.path)
+        for part, needed in (("objective", ("train", "model", "dataset")), ("train", ("objective",)), ("sample", ("model",))):
+            for other in needed if part in raw else ():
+                if other not in raw:
+                    self._problem(f"a stage with `{part}` needs `{other}`", (*path, part))
+        if spec.train is not None and spec.train.validate_ is not None:
+            stage.validate = self._validation(spec.train.validate_.evaluate, (*path, "train", "validate", "evaluate"))
+        if spec.sample is not None:
+            guidance = self._part(spec.sample.guidance, "guidance", (*path, "sample", "guidance"))
+            stage.guidance, stage.inputs = guidance if isinstance(guidance, Use) else None, spec.sample.inputs
+        stage.evaluate = self._evaluators(spec.evaluate, (*path, "evaluate"))
+        return stage
+
+    def _validation(self, value: Any, path: KeyPath) -> Use | None:
+        part = self._part(value, "evaluator", path)
+        if not isinstance(part, Use):
+            return None
+        for parameter, split in _splits(part):
+            if split.rpartition("/")[2] == "test":
+                self._problem(f'weights are selected on a validation split, never on a test split; `{parameter}` is "{split}"', path)
+        return part
+
+    def _evaluators(self, value: Any, path: KeyPath) -> list[Use]:
+        found: list[Use] = []
+        for index, item in enumerate(value if isinstance(value, list) else [value]):
+            here = (*path, index) if isinstance(value, list) else path
+            label = None
+            if isinstance(item, dict) and "as" in item:
+                label = item["as"]
+                item = {key: inner for key, inner in item.items() if key != "as"}
+                if not isinstance(label, str) or not NAME.fullmatch(label):
+                    self._problem(f"`as` is a label of letters, digits, '_', '-' and '.'; found {label!r}", (*here, "as"))
+                    continue
+            part = self._part(item, "evaluator", here)
+            if isinstance(part, Use):
+                shown = label or part.registered.name
+                if any(shown == other.label for other in found):
+                    self._problem(f'"{shown}" stands twice in this stage: give each a label of its own with `as: LABEL`', here)
+                found.append(Use(part.registered, part.values, part.path, shown, f"{label}/" if label else ""))
+        return found
+
+    # -- components and references ---------------------------------------------------------------------------------------------
+
+    def _part(self, value: Any, kind: str, path: KeyPath) -> Part | None:
+        if value is None:
+            return None
+        if isinstance(value, str):
+            value = {"use": value}
+        if not isinstance(value, dict) or ("use" in value) == ("from" in value):
+            self._problem(
+                f"{'an' if kind[0] in 'aeo' else 'a'} {kind} is a name, or a mapping with either `use` or `from`; found {value!r}", path
+            )
+            return None
+        if "from" in value:
+            return self._from(value, kind, path)
+        if not isinstance(value["use"], str):
+            self._problem(f"`use` names a component; found {value['use']!r}", (*path, "use"))
+            return None
+        try:
+            registered = self.registry.find(kind, value["use"])
+            return self._use(registered, {key: item for key, item in value.items() if key != "use"}, path)
+        except GraftworkError as error:
+            self._problem(error, (*path, "use") if (*path, "use") in self.document.places else path)
+            return None
+
+    def _use(self, registered: Registered, given: dict[str, Any], path: KeyPath) -> Use | None:
+        target = registered.load()
+        known = config.parameters(target)
+        before = len(self.problems)
+        for name, value in given.items():
+            parameter = known.get(name)
+            if parameter is not None and parameter.reference:
+                given = {**given, name: self._references(value, parameter.reference, (*path, name))}
+        if len(self.problems) > before:
+            return None
+        values, invalid = config.validate(target, given)
+        for one in invalid:
+            self._problem(one.message, self._existing((*path, *one.path)))
+        return None if invalid else Use(registered, values, path)
+
+    def _references(self, value: Any, kind: str, path: KeyPath) -> Any:
+        """References in a parameter's value: one, a list, or a mapping of names to them."""
+        if isinstance(value, list):
+            return [self._references(item, kind, (*path, index)) for index, item in enumerate(value)]
+        if isinstance(value, dict) and not {"use", "from"} & set(value):
+            return {key: self._references(item, kind, (*path, key)) for key, item in value.items()}
+        return self._part(value, kind, path) if isinstance(value, (str, dict)) else value
+
+    def _from(self, value: dict[str, Any], kind: str, path: KeyPath) -> From | None:
+        stage, slash, name = str(value["from"]).partition("/")
+        order = list(self.document.data["stages"])
+        here = str(path[1])
+        extra = [key for key in value if key != "from"]
+        problem = ""
+        if extra:
+            problem = f"beside `from` nothing else stands; found {', '.join(extra)}"
+        elif stage not in order:
+            earlier = ", ".join(order[: order.index(here)]) or "none"
+            problem = f'there is no stage "{stage}"{nearest(stage, order)}; the earlier stages are {earlier}'
+        elif stage == here:
+            problem = f'stage "{stage}" refers to itself'
+        elif order.index(stage) > order.index(here):
+            cycle = here in stages_behind(self.document.data["stages"], stage)
+            problem = (
+                f'"{stage}" and "{here}" take from each other: a cycle'
+                if cycle
+                else f'stage "{stage}" comes later; `from` takes an earlier stage\'s output'
+            )
+        elif kind == "artifact" and not slash:
+            problem = f"an artifact is taken as `from: {stage}/NAME`"
+        elif kind in ("dataset", "model") and not slash and not (self.document.data["stages"][stage] or {}).get(kind):
+            problem = f'stage "{stage}" has no {kind}'
+        elif kind not in ("dataset", "model", "artifact"):
+            problem = f"{kind} cannot be taken from a stage: only datasets, models and artifacts can"
+        if problem:
+            self._problem(problem, (*path, "from"))
+            return None
+        return From(kind, stage, name, path)
+
+    # -- what only a built component can tell ----------------------------------------------------------------------------------
+
+    def _try(self, part: Part | None) -> Any:
+        """Build a part to look at, if it can be built before anything has trained; a problem becomes a Problem."""
+        if part is None:
+            return None
+        try:
+            return build(part, self._fetch)
+        except _NotYetError:
+            return None
+        except GraftworkError as error:
+            self._problem(error, part.path)
+            return None
+
+    def _fetch(self, part: From) -> Any:
+        stage = self.stages[part.stage]
+        if part.kind == "dataset" and stage.data is not None:
+            return stage.data
+        if part.kind == "model" and stage.objective is None and isinstance(stage.model, (Use, From)):
+            return self._model(stage.model)
+        raise _NotYetError
+
+    def _model(self, part: Part) -> Any:
+        """A model to look at; those that are described alike are built once."""
+        key = _described(part)
+        if key not in self._models:
+            self._models[key] = build(part, self._fetch)
+        return self._models[key]
+
+    def _try_stage(self, stage: Stage) -> None:
+        stage.data = self._try(stage.dataset)
+        model = None
+        if stage.model is not None:
+            try:
+                model = self._model(stage.model)
+            except _NotYetError:
+                pass
+            except GraftworkError as error:
+                self._problem(error, stage.model.path)
+        exported = model
+        if stage.objective is not None:
+            objective = self._try(stage.objective)
+            known = objective if objective is not None else stage.objective.target
+            if hasattr(known, "feeds"):
+                self._check_objective(stage, known, model)
+            if getattr(known, "export", None) is not Objective.export and getattr(type(objective), "export", None) is not Objective.export:
+                exported = None  # what it hands on is known only after training
+        for use in [*stage.evaluate, *([stage.validate] if stage.validate else [])]:
+            self._check_evaluator(use, stage, exported)
+        if stage.guidance is not None:
+            self._check_needs(self._try(stage.guidance) or stage.guidance.target, exported, stage.guidance)
+
+    def _check_needs(self, user: Any, model: Any, use: Use) -> None:
+        missing = missing_members(model, user.needs) if model is not None else []
+        if missing:
+            needs = user.needs.__name__
+            self._problem(f"{use.title} needs a model that offers {needs}; {type(model).__name__} lacks {', '.join(missing)}", use.path)
+
+    def _check_objective(self, stage: Stage, objective: Any, model: Any) -> None:
+        assert stage.objective is not None
+        assert stage.train is not None
+        self._check_needs(objective, model, stage.objective)
+        if stage.data is None:
+            return
+        path: KeyPath = ("stages", stage.name, "train", "feeds")
+        splits, problems = feed_splits(objective, stage.data, stage.train.feeds)
+        for message in problems:
+            self._problem(message, path)
+        for feed, split in splits.items():
+            try:
+                stage.train.batch_size_of(feed)
+            except ConfigError as error:
+                self._problem(error, ("stages", stage.name, "train", "batch_size"))
+            if not problems:
+                self._check_keys(objective.keys.get(feed, ()), model, stage.data, split, stage.objective, (*path, feed))
+
+    def _check_evaluator(self, use: Use, stage: Stage, model: Any) -> None:
+        evaluator = self._try(use)
+        if evaluator is None:
+            return
+        self._check_needs(evaluator, model, use)
+        for parameter, split in _splits(use) if stage.data is not None else ():
+            assert stage.data is not None
+            if split not in stage.data:
+                found = f'{parameter} is "{split}", which the dataset lacks{nearest(split, stage.data)}; it has {", ".join(stage.data)}'
+                self._problem(found, (*use.path, parameter))
+            elif len(stage.data[split]):
+                self._check_keys(evaluator.keys, model, stage.data, split, use, use.path)
+
+    def _check_keys(self, wanted: Any, model: Any, data: Dataset, split: str, use: Use, path: KeyPath) -> None:
+        for key in missing_keys(wanted, model, data, split):
+            self._problem(f'{use.title} reads "{key}"; the samples of "{split}" have {", ".join(data[split][0])}', path)
+
+    def _claim(self, claim: Claim | None) -> None:
+        for comparison in claim.comparisons if claim else ():
+            for side in ("method", "baseline"):
+                stage = getattr(comparison, side).partition("/")[0]
+                if stage not in self.stages:
+                    hint = f"{nearest(stage, self.stages)}; it has {', '.join(self.stages)}"
+                    self._problem(f'{side} names stage "{stage}", which the pipeline lacks{hint}', ("claim", "compare"))
+
+
+def _has(around: Any, step: Any) -> bool:
+    return step in around if isinstance(around, dict) else isinstance(around, list) and isinstance(step, int) and step < len(around)
+
+
+def _splits(use: Use) -> Iterator[tuple[str, str]]:
+    """(parameter, split) of each parameter that names a split, defaults included."""
+    for name, parameter in config.parameters(use.target).items():
+        value = use.values.get(name, parameter.default)
+        for split in (value if isinstance(value, (list, tuple)) else [value]) if parameter.split else ():
+            if isinstance(split, str):
+                yield name, split
+
+
+def _described(part: Part) -> str:
+    if isinstance(part, From):
+        return f"from {part.stage}/{part.name}"
+    shown = {name: _described(value) if isinstance(value, (Use, From)) else repr(value) for name, value in part.values.items()}
+    return f"{part.registered.distribution}/{part.registered.name} {shown}"
+
+
+def stages_behind(stages: Mapping[str, Any], start: str) -> set[str]:
+    """Names of the stages that a stage takes from, directly or not."""
+    found: set[str] = set()
+    waiting = [start]
+    while waiting:
+        for target in _sources(stages.get(waiting.pop())):
+            if target not in found:
+                found.add(target)
+                waiting.append(target)
+    return found
+
+
+def _sources(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        if "from" in value:
+            yield str(value["from"]).partition("/")[0]
+        for item in value.values():
+            yield from _sources(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _sources(item)
+
+
+def _without(data: dict[str, Any], paths: list[KeyPath]) -> dict[str, Any] | None:
+    """The data less the values at some paths; None when nothing that can be checked is left."""
+    smaller = copy.deepcopy(data)
+    changed = False
+    for whole in paths:
+        block = next((end for end, step in enumerate(whole[:3], 1) if step in ("train", "sample", "claim")), len(whole))
+        path = whole[:block]  # half a block would be reported for what it lacks
+        around: Any = smaller
+        for step in path[:-1]:
+            around = around[step] if isinstance(around, dict) and step in around else None
+        if isinstance(around, dict) and path and path[-1] in around:
+            del around[path[-1]]
+            changed = True
+    return smaller if changed and smaller.get("stages") else None

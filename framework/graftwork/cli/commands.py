@@ -1,0 +1,211 @@
+"""The commands of `graft`. What imports torch is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from graftwork.component import KINDS
+from graftwork.errors import GraftworkError, UnknownComponentError
+from graftwork.registry import Registered, Registry, installed
+
+if TYPE_CHECKING:
+    from graftwork.cli.progress import Silent
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="Graft what one trained network knows onto another task, domain, style or model.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Device = Annotated[str | None, typer.Option(help="Such as cpu, cuda or cuda:1; by default the GPU where there is one.")]
+Out = Annotated[Path | None, typer.Option(help="Directory of the run, new or empty; by default runs/NAME-TIME.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings such as stages.dann.train.epochs=5.", show_default=False)]
+
+
+def _complete(incomplete: str) -> list[str]:
+    return sorted({one.name for one in installed() if one.name.startswith(incomplete)})
+
+
+@app.command("list")
+def list_components(
+    kind: Annotated[str | None, typer.Argument(help=f"One of {', '.join(KINDS)}.", autocompletion=lambda: list(KINDS))] = None,
+    as_json: Json = False,
+) -> None:
+    """List the components that are installed."""
+    singular = {"datasets": "dataset", "models": "model", "objectives": "objective", "guidances": "guidance", "evaluators": "evaluator"}
+    kind = singular.get(kind, kind) if kind else None
+    if kind is not None and kind not in KINDS:
+        raise UnknownComponentError(f'there is no kind "{kind}"; the kinds are {", ".join(KINDS)}')
+    registry = installed()
+    chosen = [one for one in registry if kind in (None, one.kind)]
+    if as_json:
+        print(json.dumps([_as_object(one) for one in chosen], indent=1))
+    else:
+        from graftwork.cli.display import component_table
+
+        component_table(chosen)
+    _warn_of_failures(registry)
+
+
+def _warn_of_failures(registry: Registry) -> None:
+    if registry.failures:
+        names = ", ".join(sorted({failure.distribution for failure in registry.failures}))
+        print(f"graft: warning: something is wrong with {names}; see: graft doctor", file=sys.stderr)
+
+
+def _as_object(one: Registered) -> dict[str, Any]:
+    paper = one.component.paper
+    described = {"title": paper.title, "arxiv": paper.arxiv, "year": paper.year, "url": paper.link} if paper else None
+    return {"kind": one.kind, "name": one.name, "distribution": one.distribution, "summary": one.component.summary, "paper": described}
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="Name of a component, or distribution/name.", autocompletion=_complete)],
+    kind: Annotated[str | None, typer.Option(help="Where several kinds have the name.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show a component: what it does, its paper, its parameters."""
+    from graftwork import config
+
+    registry = installed()
+    bare = name.rpartition("/")[2]
+    kinds = [kind] if kind else [one for one in KINDS if bare in registry.names(one)]
+    if not kinds:
+        _explain_unknown(registry, name)
+    found = [registry.find(one, name) for one in kinds]
+    if as_json:
+        print(json.dumps([{**_as_object(one), "parameters": config.json_schema(one.load())} for one in found], indent=1))
+        return
+    from graftwork.cli.display import component_page
+
+    for one in found:
+        component_page(one, config.parameters(one.load()))
+
+
+def _explain_unknown(registry: Registry, name: str) -> None:
+    """Raise the most helpful of the five kinds' errors."""
+    messages = []
+    for kind in KINDS:
+        try:
+            registry.find(kind, name)
+        except UnknownComponentError as error:
+            messages.append(str(error))
+    best = next((text for text in messages if "pip install" in text or "set aside" in text), None)
+    hinted = best or next((text for text in messages if "did you mean" in text), messages[0])
+    raise UnknownComponentError(hinted)
+
+
+@app.command()
+def run(
+    pipeline: Annotated[Path, typer.Argument(help="A pipeline in YAML.")],
+    overrides: Overrides = None,
+    out: Out = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Instead of the pipeline's own.")] = None,
+    device: Device = None,
+    stage: Annotated[list[str] | None, typer.Option(help="Run this stage and what it takes from; may be repeated.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a pipeline and write its report."""
+    from graftwork.cli.display import result_table
+    from graftwork.pipeline import Pipeline
+
+    loaded = Pipeline.from_yaml(pipeline, overrides or ())
+    where = out or _run_directory(str(loaded.document.data.get("name", "pipeline")))
+    with _observer(as_json) as observer:
+        result = loaded.run(where, seed=seed, device=device, stages=stage or None, observer=observer)
+    if as_json:
+        print(json.dumps({"run": str(where), "report": str(where / "report.html"), "metrics": result.metrics}, indent=1))
+        return
+    result_table(result.metrics)
+    print(f"report: {where / 'report.html'}")
+
+
+@app.command()
+def reproduce(
+    name: Annotated[str, typer.Argument(help="A plugin, plugin/recipe, or a YAML file with a claim.")],
+    overrides: Overrides = None,
+    out: Out = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="How many seeds, instead of the claim's own number.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="The first seed.")] = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Run a plugin's recipe over its seeds and say whether its claim holds here."""
+    from graftwork.cli.display import reproduction_table
+    from graftwork.reproduce import find_recipe
+    from graftwork.reproduce import reproduce as over_seeds
+
+    path = find_recipe(name, installed())
+    settings = [*(overrides or ()), *([f"seed={seed}"] if seed is not None else [])]
+    where = out or _run_directory(path.stem)
+    with _observer(as_json) as observer:
+        found = over_seeds(path, where, overrides=settings, seeds=seeds, device=device, observer=observer)
+    if as_json:
+        print(found.to_json())
+    else:
+        reproduction_table(found)
+        print(f"table: {where / 'reproduction.md'}")
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check every installed plugin; say what is wrong with which distribution. Exit status 1 if anything is."""
+    from graftwork.errors import PluginError
+    from graftwork.registry import Failure
+
+    registry = installed()
+    failures = list(registry.failures)
+    for one in registry:
+        try:
+            one.load()
+        except PluginError as error:
+            failures.append(Failure(one.distribution, one.plugin, str(error)))
+    if as_json:
+        print(json.dumps([{"distribution": f.distribution, "plugin": f.plugin, "reason": f.reason} for f in failures], indent=1))
+    else:
+        from graftwork.cli.display import doctor_report
+
+        doctor_report(registry, failures)
+    raise typer.Exit(1 if failures else 0)
+
+
+@app.command()
+def schema(out: Annotated[Path | None, typer.Option(help="Write to this file instead of printing.")] = None) -> None:
+    """Print the JSON schema of a pipeline over what is installed, for editors."""
+    from graftwork.run import write_text
+    from graftwork.schema import pipeline_schema
+
+    text = json.dumps(pipeline_schema(installed()), indent=1)
+    if out is None:
+        print(text)
+    else:
+        write_text(out, text + "\n")
+
+
+def _observer(quiet: bool) -> Silent:
+    """A progress display, or one that shows nothing."""
+    from graftwork.cli.progress import Progress, Silent
+
+    return Silent() if quiet else Progress()
+
+
+def _run_directory(name: str) -> Path:
+    """runs/NAME-TIME, numbered where that exists."""
+    from datetime import datetime
+
+    stem = f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    for number in range(1000):
+        path = Path("runs") / (stem if number == 0 else f"{stem}-{number}")
+        if not path.exists():
+            return path
+    raise GraftworkError(f"runs/{stem} and 999 like it exist: name a directory with --out")

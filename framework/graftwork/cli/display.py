@@ -1,0 +1,144 @@
+"""What the command line draws, with Rich: the list, a component's page, results, what is wrong."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+import graftwork
+
+if TYPE_CHECKING:
+    from graftwork.config import Parameter
+    from graftwork.registry import Failure, Registered, Registry
+    from graftwork.reproduce import Reproduction
+
+__all__ = ["component_page", "component_table", "doctor_report", "reproduction_table", "result_table"]
+
+console = Console()
+
+
+def component_table(components: Sequence[Registered]) -> None:
+    """The installed components, a table a kind."""
+    for kind in dict.fromkeys(one.kind for one in components):
+        table = Table(title=f"{kind}s" if kind != "guidance" else kind, title_justify="left", title_style="bold", expand=False)
+        table.add_column("name", style="cyan", no_wrap=True)
+        table.add_column("distribution", no_wrap=True)
+        table.add_column("summary")
+        for one in components:
+            if one.kind == kind:
+                year = f" ({one.component.paper.year})" if one.component.paper and one.component.paper.year else ""
+                table.add_row(one.name, one.distribution, escape(one.component.summary + year))
+        console.print(table)
+    if not components:
+        console.print("nothing is installed of that kind")
+
+
+def component_page(one: Registered, parameters: Mapping[str, Parameter]) -> None:
+    """What a component does, where it is from, and its parameters."""
+    console.print(f"[bold cyan]{one.name}[/]  {one.kind} of {one.distribution} ({escape(one.component.target)})")
+    console.print(escape(one.component.summary))
+    paper = one.component.paper
+    if paper:
+        console.print(escape(", ".join(str(part) for part in (paper.title, paper.venue, paper.year, paper.link) if part)), style="dim")
+    if not parameters:
+        console.print("It takes no parameters.")
+        return
+    table = Table(expand=False)
+    for heading in ("parameter", "type", "default", "description"):
+        table.add_column(heading, no_wrap=heading == "parameter")
+    for parameter in parameters.values():
+        default = "required" if parameter.required else repr(parameter.default)
+        table.add_row(parameter.name, escape(_type_name(parameter)), escape(default), escape(parameter.description))
+    console.print(table)
+
+
+def _type_name(parameter: Parameter) -> str:
+    """A parameter's type as a person would write it, its range behind it."""
+    annotation: Any = parameter.annotation
+    bounds = []
+    for extra in getattr(annotation, "__metadata__", ()):
+        for limit in getattr(extra, "metadata", ()):
+            bounds += [
+                f"{sign} {getattr(limit, name)}"
+                for name, sign in (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
+                if hasattr(limit, name)
+            ]
+        annotation = parameter.annotation.__origin__
+    if parameter.split:
+        return "split"
+    if parameter.reference:
+        suffix = f" ({parameter.interface.__name__})" if parameter.reference == "model" and parameter.interface else ""
+        return f"{parameter.reference}{suffix}"
+    name = (
+        annotation.__name__
+        if isinstance(annotation, type) and not hasattr(annotation, "__args__")
+        else str(annotation).replace("typing.", "")
+    )
+    return " ".join([name, *bounds])
+
+
+def result_table(metrics: Mapping[str, float]) -> None:
+    """The metrics of a run, a row each."""
+    table = Table(title="results", title_justify="left", title_style="bold")
+    table.add_column("stage")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    last = None
+    for name, value in metrics.items():
+        stage, _, metric = name.partition("/")
+        table.add_row(stage if stage != last else "", metric, f"{value:.4f}")
+        last = stage
+    console.print(table)
+
+
+def reproduction_table(found: Reproduction) -> None:
+    """A claim's comparisons with mean, standard error, test and verdict."""
+    from graftwork.reproduce import shown
+
+    table = Table(title=f"{found.recipe}: {found.claim}", title_justify="left", title_style="bold")
+    for heading in ("comparison", "baseline", "method", "p", "verdict"):
+        table.add_column(heading)
+    colours = {"holds": "green", "does not hold": "red"}
+    for one in found.verdicts:
+        p = "-" if one.p_value is None else f"{one.p_value:.2g}"
+        verdict = f"[{colours.get(one.verdict, 'yellow')}]{one.verdict}[/]"
+        table.add_row(
+            f"{one.method} {'>' if one.direction == 'higher' else '<'} {one.baseline}",
+            shown(one.baseline_values),
+            shown(one.method_values),
+            p,
+            verdict,
+        )
+    console.print(table)
+    console.print(f"mean ± standard error over {len(found.seeds)} seeds; paired one-sided t-test")
+    if found.paper:
+        console.print(f"the paper: {', '.join(f'{key} {value}' for key, value in found.paper.items())}", style="dim")
+
+
+def doctor_report(registry: Registry, failures: Iterable[Failure]) -> None:
+    """What is installed, and each fault with its distribution and reason."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    def version_of(name: str) -> str:
+        try:
+            return f"{name} {version(name)}"
+        except PackageNotFoundError:
+            return f"{name} is missing"
+
+    failures = list(failures)
+    plugins = sorted({one.distribution for one in registry})
+    console.print(
+        f"graftwork {graftwork.__version__}, Python {platform.python_version()}, {version_of('torch')}, {version_of('accelerate')}"
+    )
+    console.print(f"{len(registry.components)} components of {len(plugins)} distributions: {', '.join(plugins)}")
+    for failure in failures:
+        console.print(
+            f"[red]✗[/] [bold]{escape(failure.distribution)}[/] (plugin {escape(failure.plugin)}): {escape(failure.reason)}", soft_wrap=True
+        )
+    if not failures:
+        console.print("[green]✓[/] nothing is wrong")

@@ -1,0 +1,210 @@
+"""Run a recipe over its seeds and say whether its claim holds here."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from graftwork.document import Document
+from graftwork.errors import GraftworkError, UnknownComponentError, nearest
+from graftwork.pipeline import Pipeline, Result
+from graftwork.registry import Registry
+from graftwork.run import Observer, write_text
+from graftwork.spec import Comparison
+
+__all__ = ["Reproduction", "Verdict", "compare", "find_recipe", "recipes", "reproduce"]
+
+SIGNIFICANT = 0.05
+"""A claim holds when the paired one-sided t-test over seeds gives less than this."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One comparison over the seeds.
+
+    Args:
+        method: "stage/metric" of the method.
+        baseline: "stage/metric" of the baseline.
+        direction: which is better.
+        method_values: one a seed.
+        baseline_values: one a seed, in the same order.
+        p_value: of the paired one-sided t-test; None for a single seed.
+        verdict: "holds", "not significant" (the right way, but within chance), "does not hold", or "untested" (one seed).
+    """
+
+    method: str
+    baseline: str
+    direction: str
+    method_values: Sequence[float]
+    baseline_values: Sequence[float]
+    p_value: float | None
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """What came of a recipe over its seeds.
+
+    Args:
+        recipe: its name.
+        claim: in words.
+        seeds: that were run.
+        verdicts: one a comparison.
+        metrics: "stage/metric" -> one value a seed, for everything that was measured.
+        paper: the paper's own figures.
+    """
+
+    recipe: str
+    claim: str
+    seeds: Sequence[int]
+    verdicts: Sequence[Verdict]
+    metrics: dict[str, list[float]]
+    paper: dict[str, Any] | None
+
+    @property
+    def holds(self) -> bool:
+        """Whether every comparison holds."""
+        return all(verdict.verdict == "holds" for verdict in self.verdicts)
+
+    def to_json(self) -> str:
+        """All of it, with means and standard errors."""
+        summary = {
+            name: dict(zip(("mean", "standard_error"), mean_and_error(values), strict=True)) for name, values in self.metrics.items()
+        }
+        return json.dumps({**dataclasses.asdict(self), "holds": self.holds, "summary": summary}, indent=1)
+
+    def to_markdown(self) -> str:
+        """The table as Markdown, for a README."""
+        lines = [f"{self.claim}", "", "| comparison | baseline | method | p | verdict |", "| --- | --- | --- | --- | --- |"]
+        for one in self.verdicts:
+            p = "-" if one.p_value is None else f"{one.p_value:.2g}"
+            left, right = shown(one.baseline_values), shown(one.method_values)
+            lines.append(f"| {one.method} against {one.baseline} ({one.direction} is better) | {left} | {right} | {p} | {one.verdict} |")
+        return "\n".join([*lines, "", f"Mean and standard error over {len(self.seeds)} seeds; paired one-sided t-test.", ""])
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Mean, and standard error of the mean (nan for a single value)."""
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return statistics.fmean(values), error
+
+
+def shown(values: Sequence[float]) -> str:
+    """Mean and standard error, such as "0.623 ± 0.011"."""
+    mean, error = mean_and_error(values)
+    return f"{mean:.4g}" if math.isnan(error) else f"{mean:.4g} ± {error:.2g}"
+
+
+def compare(comparison: Comparison, method: Sequence[float], baseline: Sequence[float]) -> Verdict:
+    """Hold a method against its baseline, paired by seed.
+
+    Args:
+        comparison: what is compared, and which direction is better.
+        method: one value a seed.
+        baseline: one value a seed, in the same order.
+    """
+    from scipy.stats import ttest_rel
+
+    sign = 1 if comparison.direction == "higher" else -1
+    gains = [sign * (a - b) for a, b in zip(method, baseline, strict=True)]
+    mean, p = statistics.fmean(gains), None
+    if len(gains) > 1:
+        constant = max(gains) == min(gains)  # the test is undefined without variance, and the case is plain
+        p = (
+            (0.0 if mean > 0 else 1.0)
+            if constant
+            else float(ttest_rel(method, baseline, alternative="greater" if sign > 0 else "less").pvalue)
+        )
+    verdict = "does not hold" if not mean > 0 else "untested" if p is None else "holds" if p < SIGNIFICANT else "not significant"
+    return Verdict(comparison.method, comparison.baseline, comparison.direction, list(method), list(baseline), p, verdict)
+
+
+def recipes(registry: Registry) -> dict[str, Path]:
+    """Every installed recipe: "plugin" for the one named like its plugin, "plugin/recipe" for the others."""
+    found: dict[str, Path] = {}
+    for plugin, package in registry.packages.items():
+        folder = Path(str(files(package))) / "recipes"
+        for path in sorted(folder.glob("*.yaml")):
+            found[plugin if path.stem == plugin else f"{plugin}/{path.stem}"] = path
+    return found
+
+
+def find_recipe(name: str, registry: Registry) -> Path:
+    """The recipe of that name: "plugin", "plugin/recipe", a component whose plugin has one, or a YAML file.
+
+    Raises:
+        UnknownComponentError: if there is none; what is near and what would provide it is named.
+    """
+    if name.endswith((".yaml", ".yml")):
+        return Path(name)
+    known = recipes(registry)
+    plugin, slash, rest = name.removeprefix("graftwork-").partition("/")
+    owners = {one.plugin for one in registry if one.name == plugin}
+    for owner in [plugin, *sorted(owners)]:
+        key = f"{owner}/{rest}" if slash else owner
+        if key in known:
+            return known[key]
+        several = [other for other in known if other.startswith(f"{owner}/")]
+        if several and not slash:
+            raise UnknownComponentError(f'"{name}" has the recipes {", ".join(several)}: name one')
+    failed = next((f"; {one.distribution} was set aside: {one.reason}" for one in registry.failures if one.plugin == plugin), "")
+    raise UnknownComponentError(f'no recipe "{name}" is installed{nearest(name, known)}; there are {", ".join(known) or "none"}{failed}')
+
+
+def reproduce(
+    path: Path,
+    out: Path | None,
+    *,
+    overrides: Sequence[str] = (),
+    seeds: int | None = None,
+    device: str | None = None,
+    observer: Observer | None = None,
+    seed_finished: Callable[[int, Result], None] | None = None,
+) -> Reproduction:
+    """Run a recipe over its seeds and judge its claim.
+
+    Args:
+        path: the recipe.
+        out: a directory; each seed's run goes into `seed-N`, the table beside them. None keeps nothing.
+        overrides: dotted assignments.
+        seeds: how many, instead of the claim's own number; counted from the recipe's seed.
+        device: as for `Pipeline.run`.
+        observer: told what happens.
+        seed_finished: called after each seed.
+
+    Raises:
+        GraftworkError: if the recipe has no claim, or what it compares was not measured.
+    """
+    pipeline = Pipeline.from_yaml(path, overrides)
+    plan = pipeline.assemble()
+    if plan.claim is None:
+        raise GraftworkError(f"{path} has no `claim`: there is nothing to reproduce; run it with: graft run {path}")
+    numbers = list(range(plan.seed, plan.seed + (seeds or plan.claim.seeds)))
+    values: dict[str, list[float]] = {}
+    pairs: list[list[tuple[float, float]]] = [[] for _ in plan.claim.comparisons]
+    for seed in numbers:
+        fresh = Pipeline(Document(copy.deepcopy(pipeline.document.data), pipeline.document.source, pipeline.document.places))
+        result = fresh.run(out / f"seed-{seed}" if out is not None else None, seed=seed, device=device, observer=observer)
+        for name, value in result.metrics.items():
+            values.setdefault(name, []).append(value)
+        for pair, comparison in zip(pairs, plan.claim.comparisons, strict=True):
+            pair.append((result.metric(comparison.method), result.metric(comparison.baseline)))
+        if seed_finished is not None:
+            seed_finished(seed, result)
+    verdicts = [
+        compare(comparison, [method for method, _ in pair], [baseline for _, baseline in pair])
+        for comparison, pair in zip(plan.claim.comparisons, pairs, strict=True)
+    ]
+    found = Reproduction(plan.name, plan.claim.text, numbers, verdicts, values, plan.claim.paper)
+    if out is not None:
+        write_text(out / "reproduction.json", found.to_json())
+        write_text(out / "reproduction.md", found.to_markdown())
+    return found

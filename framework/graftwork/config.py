@@ -175,7 +175,7 @@ def build(target: Callable[..., Any], values: Mapping[str, Any], label: str) -> 
 
 
 def json_schema(target: Callable[..., Any]) -> dict[str, Any]:
-    """JSON schema of a component's parameters."""
+    """JSON schema of a component's parameters; one that refers to a component reads {"x-reference": kind}."""
     return _model(target).model_json_schema(by_alias=True, schema_generator=_Schema)
 
 
@@ -216,7 +216,7 @@ def _with_references(annotation: Any) -> Any:
     """The annotation with every component type in it replaced by what a reference to one looks like."""
     kind = reference_kind(annotation)
     if kind:
-        return Annotated[REFERENCE, WithJsonSchema({"$ref": f"#/$defs/{kind}"})]
+        return Annotated[REFERENCE, WithJsonSchema({"x-reference": kind})]
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return Annotated[(_with_references(arguments[0]), *arguments[1:])]

@@ -119,7 +119,7 @@ class Registry:
     Attributes:
         components: all that can be used, sorted by kind and name.
         failures: plugins that were set aside and names that are claimed twice.
-        packages: name of each plugin that loaded -> the package that it lives in.
+        packages: name of each plugin that loaded -> the package that it lives in ("" for a lone module).
         hooks: pluggy's hook relay over the loaded plugins, through which runs tell trackers what happens.
     """
 
@@ -133,7 +133,7 @@ class Registry:
             distribution = _distribution(extension.entry_point)
             try:
                 found += self._register(extension.plugin, extension.name, distribution)
-                self.packages[extension.name] = extension.module_name.rpartition(".")[0] or extension.module_name
+                self.packages[extension.name] = extension.module_name.rpartition(".")[0]
             except Exception as error:
                 reason = str(error) if isinstance(error, PluginError) else f"registering raised {type(error).__name__}: {error}"
                 self.failures.append(Failure(distribution, extension.name, reason))

@@ -131,6 +131,8 @@ def recipes(registry: Registry) -> dict[str, Path]:
     """Every installed recipe: "plugin" for the one named like its plugin, "plugin/recipe" for the others."""
     found: dict[str, Path] = {}
     for plugin, package in registry.packages.items():
+        if not package:
+            continue
         folder = Path(str(files(package))) / "recipes"
         for path in sorted(folder.glob("*.yaml")):
             found[plugin if path.stem == plugin else f"{plugin}/{path.stem}"] = path

@@ -36,7 +36,19 @@ def pipeline_schema(registry: Registry) -> dict[str, Any]:
     stage["evaluate"] = {"anyOf": [evaluator, {"type": "array", "items": evaluator}]}
     definitions["SampleSpec"]["properties"]["guidance"] = {"$ref": "#/$defs/guidance"}
     definitions["Validation"]["properties"]["evaluate"] = evaluator
+    schema = _with_references(schema)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "graftwork pipeline"}
+
+
+def _with_references(value: Any) -> Any:
+    """Each {"x-reference": kind} as a reference to that kind's definition."""
+    if isinstance(value, list):
+        return [_with_references(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    kind = value.get("x-reference")
+    kept = {key: _with_references(item) for key, item in value.items() if key != "x-reference"}
+    return {**kept, "$ref": f"#/$defs/{kind}"} if isinstance(kind, str) else kept
 
 
 def _kind(kind: str, components: list[Registered], definitions: dict[str, Any]) -> dict[str, Any]:

@@ -120,7 +120,7 @@ class Masks(Hits):
     keys = (INPUTS, "mask")
 '''
 
-PLUGIN = '''
+PLUGIN = """
 from graftwork import Component, hookimpl
 
 
@@ -145,7 +145,7 @@ def graftwork_objectives():
 def graftwork_evaluators():
     yield Component("hits", "toy_parts:Hits", "Share of hits")
     yield Component("masks", "toy_parts:Masks", "Reads masks")
-'''
+"""
 
 Install = Callable[..., Path]
 

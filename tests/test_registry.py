@@ -102,7 +102,15 @@ def test_doctor_names_distribution_what_and_why_and_exits_1_while_list_warns_and
     install("graftwork-taken", GOOD)
     doctor = graft("doctor")
     assert doctor.returncode == 1
-    for text in ("graftwork-raises", "no such luck", "graftwork-misspelt", "graftwork_modles", "it needs graftwork <0.1", "graftwork-taken", "good-net"):
+    for text in (
+        "graftwork-raises",
+        "no such luck",
+        "graftwork-misspelt",
+        "graftwork_modles",
+        "it needs graftwork <0.1",
+        "graftwork-taken",
+        "good-net",
+    ):
         assert text in doctor.stdout
     listed = graft("list")
     assert listed.returncode == 0
@@ -121,7 +129,9 @@ def test_doctor_finds_a_target_that_cannot_be_imported(install, graft: Graft) ->
 
 
 def test_list_imports_no_torch(install) -> None:
-    code = "import sys; from typer.testing import CliRunner; from graftwork.cli.commands import app; r = CliRunner().invoke(app, ['list']); "
+    code = (
+        "import sys; from typer.testing import CliRunner; from graftwork.cli.commands import app; r = CliRunner().invoke(app, ['list']); "
+    )
     code += "assert r.exit_code == 0, r.output; print([m for m in ('torch', 'transformers', 'diffusers') if m in sys.modules])"
     install("graftwork-good", GOOD)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -335,7 +335,11 @@ class Engine:
         value = metrics[name] if spec.direction == "higher" else -metrics[name]
         if math.isfinite(value) and value > self._best_value:
             self._best_value, self._unimproved = value, 0
-            state = {key: held.detach().clone(memory_format=torch.contiguous_format) for key, held in self.joined.state_dict().items() if isinstance(held, Tensor)}
+            state = {
+                key: held.detach().clone(memory_format=torch.contiguous_format)
+                for key, held in self.joined.state_dict().items()
+                if isinstance(held, Tensor)
+            }
             self._best.parent.mkdir(parents=True, exist_ok=True)
             save_file(state, self._best)
         else:

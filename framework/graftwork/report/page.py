@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from graftwork.run import write_text
@@ -24,12 +25,13 @@ def write_page(folder: Path, name: str = "report.html") -> Path:
     """
     environment = json.loads((folder / "environment.json").read_text())
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    stages = dict.fromkeys(row["stage"] for row in rows)
+    pipeline = (folder / "pipeline.yaml").read_text()
+    stages = list(yaml.safe_load(pipeline)["stages"])
     page = Environment(loader=PackageLoader("graftwork.report"), autoescape=True, undefined=StrictUndefined).get_template("page.html.j2")
     html = page.render(
         title=folder.name,
         environment=environment,
-        pipeline=(folder / "pipeline.yaml").read_text(),
+        pipeline=pipeline,
         results=[(stage, metric, value) for stage in stages for metric, value in _results(rows, stage).items()],
         curves=_curves(rows),
         stages=[(stage, _evaluations(folder / "stages" / stage), _samples(folder / "stages" / stage)) for stage in stages],

@@ -107,7 +107,7 @@ def _explain_unknown(registry: Registry, name: str) -> None:
 
 @app.command()
 def run(
-    pipeline: Annotated[Path, typer.Argument(help="A pipeline in YAML.")],
+    pipeline: Annotated[str, typer.Argument(help="A pipeline in YAML, or an installed recipe such as dann.")],
     overrides: Overrides = None,
     out: Out = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Instead of the pipeline's own.")] = None,
@@ -118,8 +118,9 @@ def run(
     """Run a pipeline and write its report."""
     from graftwork.cli.display import result_table
     from graftwork.pipeline import Pipeline
+    from graftwork.reproduce import find_recipe
 
-    loaded = Pipeline.from_yaml(pipeline, overrides or ())
+    loaded = Pipeline.from_yaml(find_recipe(pipeline, installed()), overrides or ())
     where = out or _run_directory(str(loaded.document.data.get("name", "pipeline")))
     with _observer(as_json) as observer:
         result = loaded.run(where, seed=seed, device=device, stages=stage or None, observer=observer)

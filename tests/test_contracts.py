@@ -223,10 +223,15 @@ def test_logits_and_features_of_a_backbone() -> None:
 def test_evaluating_restores_each_modules_own_mode_also_after_an_exception() -> None:
     model = nn.Sequential(Tiny(), Tiny())
     model[1].eval()
-    with pytest.raises(RuntimeError, match="inside"), evaluating(model):
-        assert not model[0].training
-        assert not torch.is_grad_enabled()
-        raise RuntimeError("inside")
+
+    def inside() -> None:
+        with evaluating(model):
+            assert not model[0].training
+            assert not torch.is_grad_enabled()
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        inside()
     assert (model.training, model[0].training, model[1].training) == (True, True, False)
     assert torch.is_grad_enabled()
 

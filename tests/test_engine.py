@@ -133,7 +133,7 @@ def test_accumulated_batches_equal_one_batch_of_their_union() -> None:
 def test_each_epoch_sees_every_sample_once_in_a_new_order() -> None:
     objective = Seen()
     train(objective)
-    epochs = [sum(objective.seen[i : i + 4], []) for i in (0, 4, 8)]
+    epochs = [[index for batch in objective.seen[i : i + 4] for index in batch] for i in (0, 4, 8)]
     assert all(sorted(epoch) == list(range(64)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
 

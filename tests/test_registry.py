@@ -47,7 +47,7 @@ def test_a_broken_plugin_is_set_aside_with_its_reason_and_others_work(install, n
 def test_a_plugin_for_another_core_version_is_set_aside_unimported(install) -> None:
     install("graftwork-old", "raise RuntimeError('imported')", requires="graftwork>=7")
     reason = next(one.reason for one in Registry().failures if one.distribution == "graftwork-old")
-    assert "it needs graftwork >=7; this is graftwork 0.1" in reason
+    assert "it needs graftwork>=7; this is graftwork 0.1" in reason
 
 
 def test_a_requirement_of_a_plugin_on_another_graftwork_distribution_is_not_one_on_the_core(install) -> None:
@@ -107,7 +107,7 @@ def test_doctor_names_distribution_what_and_why_and_exits_1_while_list_warns_and
         "no such luck",
         "graftwork-misspelt",
         "graftwork_modles",
-        "it needs graftwork <0.1",
+        "it needs graftwork<0.1",
         "graftwork-taken",
         "good-net",
     ):

@@ -28,7 +28,7 @@ __all__ = ["GROUP", "Failure", "Registered", "Registry", "installed"]
 GROUP = "graftwork.plugins"
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 TARGET = re.compile(r"[\w.]+:[\w.]+")
-REQUIREMENT = re.compile(r"^Requires-Dist:\s*(graftwork\b(?![-_.]).*)$", re.MULTILINE | re.IGNORECASE)
+REQUIREMENT = re.compile(r"^Requires-Dist:\s*graftwork(?![-\w.])(?:\[[^]]*\])?(.*)$", re.MULTILINE | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -102,15 +102,20 @@ def _check_core_version(entry: EntryPoint) -> None:
     """Raise PluginError when the distribution's metadata asks for another version of graftwork."""
     headers = ((entry.dist.read_text("METADATA") or "") if entry.dist else "").partition("\n\n")[0]
     for match in REQUIREMENT.finditer(headers):
-        from packaging.requirements import Requirement
-
-        requirement = Requirement(match[1])
-        applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
-        if applies and not requirement.specifier.contains(graftwork.__version__, prereleases=True):
+        versions, _, marker = match[1].partition(";")
+        if "extra" not in marker and not _fits(versions.strip(" ()")):
+            wanted = f"graftwork{versions.strip(' ()')}"
             raise PluginError(
-                f"it needs graftwork {requirement.specifier}; this is graftwork {graftwork.__version__}: "
-                f'pip install "graftwork{requirement.specifier}", or upgrade {_distribution(entry)}'
+                f'it needs {wanted}; this is graftwork {graftwork.__version__}: pip install "{wanted}", or upgrade {_distribution(entry)}'
             )
+
+
+@functools.cache
+def _fits(versions: str) -> bool:
+    """Whether this version of graftwork is one of `versions`, such as ">=0.1,<0.2"."""
+    from packaging.specifiers import SpecifierSet
+
+    return SpecifierSet(versions).contains(graftwork.__version__, prereleases=True)
 
 
 class Registry:

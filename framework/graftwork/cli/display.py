@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["component_page", "component_table", "doctor_report", "reproduction_table", "result_table"]
 
-console = Console()
+console = Console(emoji=False, highlight=False)
 
 
 def component_table(components: Sequence[Registered]) -> None:

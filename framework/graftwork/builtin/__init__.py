@@ -1,0 +1,1 @@
+"""The components that everybody expects: plain objectives, small networks, common measures, loaders for what others trained."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 from rich.console import Console
 from rich.markup import escape
@@ -53,33 +54,31 @@ def component_page(one: Registered, parameters: Mapping[str, Parameter]) -> None
         table.add_column(heading, no_wrap=heading == "parameter")
     for parameter in parameters.values():
         default = "required" if parameter.required else repr(parameter.default)
-        table.add_row(parameter.name, escape(_type_name(parameter)), escape(default), escape(parameter.description))
+        table.add_row(parameter.name, escape(_type_name(parameter.annotation)), escape(default), escape(parameter.description))
     console.print(table)
 
 
-def _type_name(parameter: Parameter) -> str:
-    """A parameter's type as a person would write it, its range behind it."""
-    annotation: Any = parameter.annotation
-    bounds = []
-    for extra in getattr(annotation, "__metadata__", ()):
-        for limit in getattr(extra, "metadata", ()):
-            bounds += [
-                f"{sign} {getattr(limit, name)}"
-                for name, sign in (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
-                if hasattr(limit, name)
-            ]
-        annotation = parameter.annotation.__origin__
-    if parameter.split:
-        return "split"
-    if parameter.reference:
-        suffix = f" ({parameter.interface.__name__})" if parameter.reference == "model" and parameter.interface else ""
-        return f"{parameter.reference}{suffix}"
-    name = (
-        annotation.__name__
-        if isinstance(annotation, type) and not hasattr(annotation, "__args__")
-        else str(annotation).replace("typing.", "")
-    )
-    return " ".join([name, *bounds])
+def _type_name(annotation: Any) -> str:
+    """A parameter's type as a person would write it, its range behind it: "int >= 1", "list[float] | None", "model (Backbone)"."""
+    from graftwork.config import reference_kind
+    from graftwork.kinds.dataset import SplitName
+
+    origin, inside = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        limits = [limit for extra in inside[1:] for limit in getattr(extra, "metadata", ())]
+        signs = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
+        bounds = [f"{sign} {getattr(limit, name)}" for limit in limits for name, sign in signs if hasattr(limit, name)]
+        named = "split" if any(isinstance(extra, SplitName) for extra in inside[1:]) else _type_name(inside[0])
+        return " ".join([named, *bounds])
+    if origin in (Union, UnionType):
+        return " | ".join(_type_name(one) for one in inside)
+    if origin is Literal:
+        return " | ".join(map(str, inside))
+    kind = reference_kind(annotation)
+    if kind:
+        return f"model ({annotation.__name__})" if kind == "model" else kind
+    name = "None" if annotation is type(None) else getattr(origin or annotation, "__name__", str(annotation))
+    return f"{name}[{', '.join('...' if one is ... else _type_name(one) for one in inside)}]" if inside and origin is not None else name
 
 
 def result_table(metrics: Mapping[str, float]) -> None:

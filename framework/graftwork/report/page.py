@@ -70,7 +70,8 @@ def _curves(rows: list[dict[str, Any]]) -> str:
     from matplotlib.figure import Figure
 
     trained = [row for row in rows if row["step"] >= 0]
-    names = [name for name in dict.fromkeys(key for row in trained for key in row) if name not in ("stage", "step", "time")]
+    found = dict.fromkeys(key for row in trained for key in row)
+    names = sorted((name for name in found if name not in ("stage", "step", "time")), key=lambda name: name.startswith("validate/"))
     if not names:
         return ""
     columns = min(3, len(names))

@@ -1,0 +1,13 @@
+from .domains import DOMAINS as DOMAINS
+from .domains import digit_domains as digit_domains
+from .handwriting import digits as digits
+from .handwriting import load_digit_images as load_digit_images
+from .moons import shifted_moons as shifted_moons
+from .photographs import PHOTOS as PHOTOS
+from .photographs import load_photo as load_photo
+from .photographs import photos as photos
+from .photographs import random_crops as random_crops
+from .sheet import contact_sheet as contact_sheet
+from .tabular import diabetes as diabetes
+from .texture_crops import TEXTURES as TEXTURES
+from .texture_crops import textures as textures

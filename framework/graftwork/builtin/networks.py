@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 __all__ = ["MLP", "SmallCNN"]
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "silu": nn.SiLU}
+ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "silu": nn.SiLU}
+Count = Annotated[int, Field(ge=1)]
 
 
 class MLP(nn.Module):
@@ -30,28 +31,24 @@ class MLP(nn.Module):
 
     def __init__(
         self,
-        in_features: Annotated[int, Field(ge=1)],
-        hidden: list[Annotated[int, Field(ge=1)]] = [128, 128],  # noqa: B006 - read only
-        num_classes: Annotated[int, Field(ge=1)] = 10,
+        in_features: Count,
+        hidden: list[Count] = [128, 128],  # noqa: B006 - read only
+        num_classes: Count = 10,
         activation: Literal["relu", "gelu", "tanh", "sigmoid", "silu"] = "relu",
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         input: Literal["features", "image"] = "features",
     ):
         super().__init__()
-        self.inputs = (input,)
-        self.num_classes = num_classes
-        widths = [in_features, *hidden]
-        self.num_features = widths[-1]
-        layers = [
-            nn.Sequential(nn.Linear(before, after), ACTIVATIONS[activation](), nn.Dropout(dropout)) for before, after in pairwise(widths)
-        ]
-        self.trunk = nn.Sequential(nn.Flatten(), *layers)
+        self.inputs, self.num_classes = (input,), num_classes
+        self.trunk = nn.Sequential(nn.Flatten())
+        for before, after in pairwise([in_features, *hidden]):
+            self.trunk.extend([nn.Linear(before, after), ACTIVATIONS[activation](), nn.Dropout(dropout)])
+        self.num_features = [in_features, *hidden][-1]
         self.head = nn.Linear(self.num_features, num_classes)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, ...) to (B, num_features)."""
-        features: Tensor = self.trunk(x)
-        return features
+        return self.trunk(x)  # type: ignore[no-any-return]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """(B, num_features) to logits (B, num_classes), or as it is."""
@@ -63,7 +60,7 @@ class MLP(nn.Module):
 
 
 class SmallCNN(nn.Module):
-    """Blocks of 5x5 convolution, batch norm, ReLU and 2x2 max pooling, and a linear head, for images of about 32x32.
+    """Blocks of 5x5 convolution, ReLU and 2x2 max pooling, and a linear head, for images of about 32x32.
 
     The head sees the last map averaged onto a `grid` x `grid` and flattened. A grid of 4 keeps where things are, which small
     drawings such as digits need, and takes images of any size; 1 is global average pooling.
@@ -74,7 +71,7 @@ class SmallCNN(nn.Module):
         width: channels of the first block; each further block has half as many again.
         depth: number of blocks; each halves the map.
         grid: side of the grid that the head sees.
-        batch_norm: whether the convolutions are followed by batch norm.
+        batch_norm: whether each convolution is followed by batch norm.
 
     Attributes:
         num_features: channels of the last map times grid^2.
@@ -82,38 +79,31 @@ class SmallCNN(nn.Module):
 
     def __init__(
         self,
-        in_channels: Annotated[int, Field(ge=1)] = 3,
-        num_classes: Annotated[int, Field(ge=1)] = 10,
-        width: Annotated[int, Field(ge=1)] = 32,
-        depth: Annotated[int, Field(ge=1, le=5)] = 2,
-        grid: Annotated[int, Field(ge=1)] = 4,
+        in_channels: Count = 3,
+        num_classes: Count = 10,
+        width: Count = 32,
+        depth: Count = 2,
+        grid: Count = 4,
         batch_norm: bool = False,
     ):
         super().__init__()
         self.num_classes = num_classes
         channels = [in_channels, *(round(width * 1.5**block) for block in range(depth))]
-        self.num_features = channels[-1] * grid**2
-        blocks = [
-            nn.Sequential(
-                nn.Conv2d(before, after, 5, padding=2, bias=not batch_norm),
-                nn.BatchNorm2d(after) if batch_norm else nn.Identity(),
-                nn.ReLU(),
-                nn.MaxPool2d(2),
-            )
-            for before, after in pairwise(channels)
-        ]
-        self.trunk = nn.Sequential(*blocks)
+        self.trunk = nn.Sequential()
+        for before, after in pairwise(channels):
+            norm = [nn.BatchNorm2d(after)] if batch_norm else []
+            self.trunk.extend([nn.Conv2d(before, after, 5, padding=2, bias=not batch_norm), *norm, nn.ReLU(), nn.MaxPool2d(2)])
         self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(grid), nn.Flatten())
+        self.num_features = channels[-1] * grid**2
         self.head = nn.Linear(self.num_features, num_classes)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) to the last map (B, C, H / 2^depth, W / 2^depth)."""
-        features: Tensor = self.trunk(x)
-        return features
+        return self.trunk(x)  # type: ignore[no-any-return]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """The map to logits (B, num_classes), or pooled to (B, num_features)."""
-        pooled = self.pool(x)
+        pooled: Tensor = self.pool(x)
         return pooled if pre_logits else self.head(pooled)
 
     def forward(self, x: Tensor) -> Tensor:

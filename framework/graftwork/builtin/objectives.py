@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -17,79 +17,62 @@ from graftwork.kinds.dataset import Batch, Dataset
 from graftwork.kinds.evaluator import evaluating
 from graftwork.kinds.objective import INPUTS, Loss, Objective
 
-if TYPE_CHECKING:
-    from graftwork.engine import Engine
+__all__ = ["CrossEntropy", "Distillation", "InfoNCE", "MeanSquaredError", "distillation_loss", "info_nce", "predict"]
 
-__all__ = [
-    "CrossEntropy",
-    "Distillation",
-    "InfoNCE",
-    "MeanSquaredError",
-    "distillation_loss",
-    "info_nce",
-    "symmetric_info_nce",
-]
+
+Positive = Annotated[float, Field(gt=0)]
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
     """T^2 KL(softmax(teacher / T) || softmax(student / T)), averaged over the batch (Hinton et al., 2015, section 2).
 
-    Hinton's cross-entropy with soft targets differs from it by the teacher's entropy, which has no gradient. The factor T^2 keeps
-    the gradient's scale when T changes. Computed in float32.
+    Hinton's cross-entropy with soft targets differs from it by the teacher's entropy, which has no gradient. In float32.
 
     Args:
         student: (B, C) logits.
         teacher: (B, C) logits; no gradient flows into them.
         temperature: T > 0.
 
-    Returns:
-        0-d, non-negative.
-
     Raises:
         ValueError: if the shapes differ.
     """
     if student.shape != teacher.shape:
         raise ValueError(f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} differ in shape: they must share the classes")
-    scaled = functional.log_softmax(student.float() / temperature, dim=-1)
-    target = functional.log_softmax(teacher.detach().float() / temperature, dim=-1)
-    return temperature**2 * functional.kl_div(scaled, target, reduction="batchmean", log_target=True)
+    soft, target = ((logits.float() / temperature).log_softmax(dim=-1) for logits in (student, teacher.detach()))
+    return temperature**2 * functional.kl_div(soft, target, reduction="batchmean", log_target=True)
 
 
 def info_nce(queries: Tensor, keys: Tensor, temperature: float | Tensor = 0.07) -> Tensor:
-    """-log exp(s_ii / T) / sum_j exp(s_ij / T) over cosine similarities s, averaged (van den Oord et al., 2018, eq. 4).
+    """-log exp(s_ii / T) / sum_j exp(s_ij / T) over cosines s, averaged over i (van den Oord et al., 2018, eq. 4). In float32.
 
     Args:
-        queries: (B, D), normalised here.
-        keys: (B, D), normalised here; row i is the positive of query i, the other rows its negatives.
+        queries: (B, D).
+        keys: (B, D); row i is the positive of query i, the other rows its negatives.
         temperature: T > 0; a 0-d tensor may be learned.
 
     Returns:
-        0-d; at most log B when all similarities are equal.
+        0-d; log B when all similarities are equal.
 
     Raises:
         ValueError: if the shapes differ.
     """
-    return _matched(_similarities(queries, keys) / temperature)
-
-
-def symmetric_info_nce(images: Tensor, texts: Tensor, temperature: float | Tensor = 0.07) -> Tensor:
-    """The mean of `info_nce` in both directions (Radford et al., 2021, figure 3); arguments as there, similarities computed once."""
-    return _matched_both_ways(_similarities(images, texts) / temperature)
-
-
-def _similarities(queries: Tensor, keys: Tensor) -> Tensor:
     if queries.shape != keys.shape:
         raise ValueError(f"queries {tuple(queries.shape)} and keys {tuple(keys.shape)} differ in shape")
     with torch.autocast(queries.device.type, enabled=False):
-        return functional.normalize(queries.float(), dim=-1) @ functional.normalize(keys.float(), dim=-1).T
+        similarity = functional.normalize(queries.float(), dim=-1) @ functional.normalize(keys.float(), dim=-1).T
+        return functional.cross_entropy(similarity / temperature, torch.arange(len(queries), device=queries.device))
 
 
-def _matched(logits: Tensor) -> Tensor:
-    return functional.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+def predict(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """A regression's output for a batch and its `target`, both float32 (B, D).
 
-
-def _matched_both_ways(logits: Tensor) -> Tensor:
-    return (_matched(logits) + _matched(logits.T)) / 2
+    Raises:
+        DataError: if the two differ in shape.
+    """
+    output, target = (value.float().reshape(len(value), -1) for value in (classify(model, batch), batch["target"]))
+    if output.shape != target.shape:
+        raise DataError(f"{type(model).__name__} gives {tuple(output.shape)} where the targets are {tuple(target.shape)}")
+    return output, target
 
 
 class CrossEntropy(Objective):
@@ -97,9 +80,6 @@ class CrossEntropy(Objective):
 
     Args:
         label_smoothing: share of the target that is spread evenly over all classes.
-
-    Raises:
-        InterfaceError: in setup, if the dataset names more classes than the model has outputs.
     """
 
     keys = {"train": (INPUTS, "label")}
@@ -112,17 +92,16 @@ class CrossEntropy(Objective):
         self.label_smoothing = label_smoothing
 
     def setup(self, model: Any, data: Dataset) -> None:
-        """Hold the dataset's classes against the model's outputs."""
+        """Raise InterfaceError if the dataset names more classes than the model has outputs."""
         known, offered = len(data.info.classes), getattr(model, "num_classes", None)
         if isinstance(offered, int) and known > offered:
             raise InterfaceError(f"the dataset has {known} classes, {type(model).__name__} only {offered} outputs: build it with {known}")
 
     def forward(self, model: Any, batches: Mapping[str, Batch], progress: float) -> Loss:
         """The loss, and the batch's accuracy."""
-        batch = batches["train"]
-        logits = classify(model, batch)
-        loss = functional.cross_entropy(logits, batch["label"], label_smoothing=self.label_smoothing)
-        return Loss(loss, {"accuracy": (logits.argmax(dim=-1) == batch["label"]).float().mean()})
+        logits, label = classify(model, batches["train"]), batches["train"]["label"]
+        loss = functional.cross_entropy(logits, label, label_smoothing=self.label_smoothing)
+        return Loss(loss, {"accuracy": (logits.argmax(dim=-1) == label).float().mean()})
 
 
 class MeanSquaredError(Objective):
@@ -132,48 +111,26 @@ class MeanSquaredError(Objective):
     needs = nn.Module
 
     def forward(self, model: Any, batches: Mapping[str, Batch], progress: float) -> Loss:
-        """The loss.
-
-        Raises:
-            DataError: if output and target differ in shape.
-        """
-        predicted, target = predict(model, batches["train"])
-        return Loss(functional.mse_loss(predicted, target))
-
-
-def predict(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """What a regression gives for a batch, and its target, both float32 (B, D).
-
-    Raises:
-        DataError: if the two differ in shape.
-    """
-    predicted, target = (value.float().reshape(len(value), -1) for value in (classify(model, batch), batch["target"]))
-    if predicted.shape != target.shape:
-        raise DataError(f"{type(model).__name__} gives {tuple(predicted.shape)} where the targets are {tuple(target.shape)}")
-    return predicted, target
+        """The loss."""
+        return Loss(functional.mse_loss(*predict(model, batches["train"])))
 
 
 class Distillation(Objective):
     """alpha T^2 KL(teacher || student) + (1 - alpha) cross-entropy (Hinton et al., 2015).
 
-    The teacher is asked in eval mode and without gradients, and is left as it was: it is no submodule, so it is neither in the
-    optimiser nor in the state that is saved. With alpha = 1 no label is read.
+    The teacher is asked in eval mode and without gradients and is left as it was. It is no submodule: neither the optimiser nor the
+    state that is saved holds it. With alpha = 1 no label is read.
 
     Args:
         teacher: a model with the student's classes; it may take other inputs of the same samples.
         temperature: T, by which both logits are divided.
-        alpha: weight of the soft targets; the labels have the rest.
+        alpha: weight of the teacher; the labels have the rest.
     """
 
     keys = {"train": (INPUTS,)}
     needs = nn.Module
 
-    def __init__(
-        self,
-        teacher: nn.Module,
-        temperature: Annotated[float, Field(gt=0)] = 4.0,
-        alpha: Annotated[float, Field(gt=0, le=1)] = 0.9,
-    ):
+    def __init__(self, teacher: nn.Module, temperature: Positive = 4.0, alpha: Annotated[float, Field(gt=0, le=1)] = 0.9):
         super().__init__()
         if temperature <= 0 or not 0 < alpha <= 1:
             raise ValueError(f"temperature is above 0 and alpha in (0, 1]; found {temperature} and {alpha}")
@@ -182,7 +139,7 @@ class Distillation(Objective):
         self.keys = {"train": (INPUTS, *input_keys(teacher), *(("label",) if alpha < 1 else ()))}
 
     def forward(self, model: Any, batches: Mapping[str, Batch], progress: float) -> Loss:
-        """The weighted loss, its two terms, and how often student and teacher agree."""
+        """The weighted loss, its terms, and how often student and teacher agree."""
         batch, (teacher,) = batches["train"], self._teacher
         student = classify(model, batch)
         if device_of(teacher) != student.device:
@@ -198,28 +155,23 @@ class Distillation(Objective):
 
 
 class InfoNCE(Objective):
-    """Symmetric InfoNCE over a batch of image-text pairs with a learned temperature (Radford et al., 2021).
+    """Mean of `info_nce` from image to text and back, with a learned temperature (Radford et al., 2021, figure 3).
 
     The negatives are the other pairs of the process's own batch.
 
     Args:
         temperature: at the start.
-        learnable: whether 1 / temperature is learned, on a log scale and without weight decay, as in CLIP.
-        max_scale: largest 1 / temperature, held after each step; CLIP's 100.
+        learnable: whether log(1 / temperature) is learned, without weight decay.
+        max_scale: bound on 1 / temperature, which is held there before each step; CLIP's is 100.
     """
 
     keys = {"train": ("image", "input_ids", "attention_mask")}
     needs = DualEncoder
 
-    def __init__(
-        self,
-        temperature: Annotated[float, Field(gt=0)] = 0.07,
-        learnable: bool = True,
-        max_scale: Annotated[float, Field(gt=0)] = 100.0,
-    ):
+    def __init__(self, temperature: Positive = 0.07, learnable: bool = True, max_scale: Positive = 100.0):
         super().__init__()
-        if temperature <= 0 or max_scale * temperature < 1:
-            raise ValueError(f"temperature is at least 1 / max_scale = {1 / max_scale:g} and above 0; found {temperature}")
+        if temperature <= 0 or temperature * max_scale < 1:
+            raise ValueError(f"temperature is at least 1 / max_scale, {1 / max_scale:g}; found {temperature}")
         self.max_scale = max_scale
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)), requires_grad=learnable)
 
@@ -228,18 +180,13 @@ class InfoNCE(Objective):
         return [{"params": [self.log_scale], "weight_decay": 0.0}] if self.log_scale.requires_grad else []
 
     def forward(self, model: Any, batches: Mapping[str, Batch], progress: float) -> Loss:
-        """The loss, the share of images nearest to their own text, and the temperature."""
+        """The loss, and the temperature."""
         batch = batches["train"]
         if len(batch["image"]) < 2:
             raise DataError("info-nce takes its negatives from the batch: batch_size must be at least 2")
-        images, texts = model.encode_image(batch["image"]), model.encode_text(batch["input_ids"], batch["attention_mask"])
-        logits = _similarities(images, texts) * self.log_scale.exp()
-        nearest = (logits.argmax(dim=1) == torch.arange(len(logits), device=logits.device)).float().mean()
-        return Loss(_matched_both_ways(logits), {"accuracy": nearest, "temperature": (-self.log_scale).exp()})
-
-    def update(self, engine: Engine, batches: Mapping[str, Batch]) -> Loss:
-        """A plain step, after which the scale is held below its limit."""
-        loss = super().update(engine, batches)
         with torch.no_grad():
             self.log_scale.clamp_(max=math.log(self.max_scale))
-        return loss
+        images, texts = model.encode_image(batch["image"]), model.encode_text(batch["input_ids"], batch["attention_mask"])
+        temperature = (-self.log_scale).exp()
+        loss = (info_nce(images, texts, temperature) + info_nce(texts, images, temperature)) / 2
+        return Loss(loss, {"temperature": temperature})

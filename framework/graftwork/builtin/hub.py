@@ -1,0 +1,79 @@
+"""What others trained, by Hugging Face id or local folder: how it is asked for, and what is said when it cannot be had."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from graftwork.errors import GraftworkError
+from graftwork.interfaces import DiffusionPipeline
+
+__all__ = ["diffusers_pipeline", "load", "need"]
+
+HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+
+
+def need(module: str, extra: str) -> Any:
+    """Import an optional dependency.
+
+    Raises:
+        GraftworkError: if it cannot be imported, naming the extra of graftwork that installs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise GraftworkError(f'{module} cannot be imported ({error}): pip install "graftwork[{extra}]"') from error
+
+
+def load(name: str, loader: Callable[[str], Any], what: str, kind: type[GraftworkError] = GraftworkError) -> Any:
+    """Call a library's loader with a local folder, or with a Hugging Face id where there is no such folder.
+
+    Args:
+        name: a folder, or an id: "name" or "owner/name".
+        loader: takes the one or the other.
+        what: what is loaded, for messages.
+        kind: what to raise.
+
+    Raises:
+        GraftworkError: saying what was tried, and what the library said.
+    """
+    folder = Path(name).expanduser().absolute()
+    if not folder.is_dir() and not HUB_ID.fullmatch(name):
+        raise kind(f'{what} "{name}": there is no folder {folder}; a Hugging Face id is "name" or "owner/name"')
+    tried = f"the folder {folder}" if folder.is_dir() else f"the Hugging Face Hub, as there is no folder {folder}"
+    try:
+        return loader(str(folder) if folder.is_dir() else name)
+    except GraftworkError:
+        raise
+    except Exception as error:  # each library has its own for the same few causes
+        said = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise kind(f'{what} "{name}" cannot be loaded; tried {tried}: {said}') from error
+
+
+def diffusers_pipeline(
+    name: str, dtype: Literal["float32", "float16", "bfloat16"] = "float32", device: str | None = None, variant: str | None = None
+) -> DiffusionPipeline:
+    """A diffusers pipeline without its progress bar; from safetensors only, and without code of its repository.
+
+    Args:
+        name: Hugging Face id or folder.
+        dtype: of the weights.
+        device: where to; none leaves that to the run.
+        variant: of the weight files, such as "fp16".
+
+    Raises:
+        GraftworkError: if it cannot be loaded.
+    """
+    library = need("diffusers", "diffusers")
+    settings = {"dtype": getattr(torch, dtype), "variant": variant, "use_safetensors": True, "trust_remote_code": False}
+    if any(Path(name).expanduser().glob("**/*.py")):
+        raise GraftworkError(f'pipeline "{name}" holds Python code, which is never run')
+    pipeline = load(name, lambda source: library.DiffusionPipeline.from_pretrained(source, **settings), "pipeline")
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.to(getattr(torch, dtype))  # older versions know the loader's argument by another name, and pass it over
+    return pipeline.to(device) if device else pipeline  # type: ignore[no-any-return]

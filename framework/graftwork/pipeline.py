@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,13 +123,12 @@ class Pipeline:
             PipelineError: if the pipeline has a problem; nothing was trained or written then.
             GraftworkError: for what can only be seen while running.
         """
-        if seed is not None:
-            self.document.data["seed"] = seed
+        data = dict(self.document.data) if seed is None else {**self.document.data, "seed": seed}
         if stages is not None:
-            self._keep(list(stages))
+            _keep(data, list(stages))
         where = pick_device(device)
-        plan = self.assemble()
-        run = Run(Path(out) if out is not None else None, plan.name, plan.seed, where, self.document.data, observer, self.registry.hooks)
+        plan = assemble(replace(self.document, data=data), self.registry)
+        run = Run(Path(out) if out is not None else None, plan.name, plan.seed, where, data, observer, self.registry.hooks)
         try:
             models = _Execution(plan, run).stages()
         except BaseException:
@@ -143,14 +142,16 @@ class Pipeline:
         metrics = {f"{stage}/{name}": value for stage, found in run.results.items() for name, value in found.items()}
         return Result(metrics, models, run.path, run)
 
-    def _keep(self, wanted: list[str]) -> None:
-        stages = self.document.data["stages"]
-        unknown = [name for name in wanted if name not in stages]
-        if unknown:
-            raise GraftworkError(f"there is no stage {', '.join(unknown)}; the pipeline has {', '.join(stages)}")
-        keep = set(wanted).union(*(stages_behind(stages, name) for name in wanted))
-        self.document.data["stages"] = {name: stage for name, stage in stages.items() if name in keep}
-        self.document.data.pop("claim", None)
+
+def _keep(data: dict[str, Any], wanted: list[str]) -> None:
+    """Cut a pipeline to some stages and what they take from; its claim goes."""
+    stages = data.get("stages") or {}
+    unknown = [name for name in wanted if name not in stages]
+    if unknown:
+        raise GraftworkError(f"there is no stage {', '.join(unknown)}; the pipeline has {', '.join(stages)}")
+    kept = set(wanted).union(*(stages_behind(stages, name) for name in wanted))
+    data["stages"] = {name: stage for name, stage in stages.items() if name in kept}
+    data.pop("claim", None)
 
 
 class _Execution:

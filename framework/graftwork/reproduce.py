@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 import math
@@ -13,7 +12,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from graftwork.document import Document
 from graftwork.errors import GraftworkError, UnknownComponentError, nearest
 from graftwork.pipeline import Pipeline, Result
 from graftwork.registry import Registry
@@ -193,8 +191,7 @@ def reproduce(
     values: dict[str, list[float]] = {}
     pairs: list[list[tuple[float, float]]] = [[] for _ in plan.claim.comparisons]
     for seed in numbers:
-        fresh = Pipeline(Document(copy.deepcopy(pipeline.document.data), pipeline.document.source, pipeline.document.places))
-        result = fresh.run(out / f"seed-{seed}" if out is not None else None, seed=seed, device=device, observer=observer)
+        result = pipeline.run(out / f"seed-{seed}" if out is not None else None, seed=seed, device=device, observer=observer)
         for name, value in result.metrics.items():
             values.setdefault(name, []).append(value)
         for pair, comparison in zip(pairs, plan.claim.comparisons, strict=True):

@@ -113,3 +113,12 @@ def test_components_are_made_from_python_with_their_parameters_checked() -> None
         gw.model("net", width=0)
     with pytest.raises(gw.ConfigError, match=r'unknown parameter "widht" \(did you mean "width"\?\)'):
         gw.model("net", widht=3)
+
+
+def test_evaluators_that_name_a_metric_alike_do_not_hide_each_other(toy: Path) -> None:
+    more = "@hookimpl\ndef graftwork_evaluators():\n    yield Component('also-hits', 'toy_parts:Hits')\n"
+    (toy / "toy_more.py").write_text(f"from graftwork import Component, hookimpl\n\n{more}")
+    (toy / "graftwork_toy-1.0.dist-info/entry_points.txt").write_text("[graftwork.plugins]\ntoy = graftwork_toy\nmore = toy_more\n")
+    stage = {**DOCUMENT["stages"]["first"], "evaluate": ["hits", {"use": "also-hits", "split": "train"}]}
+    result = run({"stages": {"first": stage}})
+    assert set(result.metrics) == {"first/hits", "first/also-hits/hits"}

@@ -91,25 +91,27 @@ class _NotYetError(Exception):
     """A reference to what training has yet to make."""
 
 
-def build(part: Part, fetch: Any) -> Any:
+def build(part: Part, fetch: Any, device: torch.device | None = None) -> Any:
     """Build a component, its references first.
 
     Args:
         part: what to build; for a `From`, `fetch(part)` gives it.
         fetch: gives an earlier stage's output.
+        device: where models go, those that others refer to included; None leaves them where they are made.
     """
     if isinstance(part, From):
         return fetch(part)
-    return config.build(part.target, {name: _resolved(value, fetch) for name, value in part.values.items()}, part.title)
+    made = config.build(part.target, {name: _resolved(value, fetch, device) for name, value in part.values.items()}, part.title)
+    return made.to(device) if device is not None and part.registered.kind == "model" and hasattr(made, "to") else made
 
 
-def _resolved(value: Any, fetch: Any) -> Any:
+def _resolved(value: Any, fetch: Any, device: torch.device | None) -> Any:
     if isinstance(value, (Use, From)):
-        return build(value, fetch)
+        return build(value, fetch, device)
     if isinstance(value, (list, tuple)) and any(isinstance(item, (Use, From)) for item in value):
-        return type(value)(_resolved(item, fetch) for item in value)
+        return type(value)(_resolved(item, fetch, device) for item in value)
     if isinstance(value, dict):
-        return {key: _resolved(item, fetch) for key, item in value.items()}
+        return {key: _resolved(item, fetch, device) for key, item in value.items()}
     return value
 
 

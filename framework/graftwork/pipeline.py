@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from graftwork import artifact
-from graftwork.assembly import From, Plan, Stage, assemble, build, stages_behind
+from graftwork.assembly import From, Part, Plan, Stage, assemble, build, stages_behind
 from graftwork.document import Document
 from graftwork.engine import Engine, pick_device, seed_everything
 from graftwork.errors import GraftworkError
@@ -171,6 +171,9 @@ class _Execution:
             self.run.observer.stage_finished(stage.name, self.run.results.get(stage.name, {}))
         return self.models
 
+    def _build(self, part: Part) -> Any:
+        return build(part, self._fetch, self.run.device)
+
     def _fetch(self, part: From) -> Any:
         stage = self.plan.stages[part.stage]
         if part.kind == "dataset":
@@ -196,10 +199,10 @@ class _Execution:
         run.observer.phase(stage.name, "model")
         seed_everything(run.seed)
         if stage.dataset is not None and stage.data is None:
-            stage.data = build(stage.dataset, self._fetch)
+            stage.data = self._build(stage.dataset)
         model = None
         if stage.model is not None:
-            model = _to(build(stage.model, self._fetch), run.device)
+            model = self._build(stage.model)
             if stage.objective is not None and isinstance(stage.model, From):
                 model = copy.deepcopy(model)  # training must not change the earlier stage's
         if stage.objective is not None:
@@ -208,11 +211,11 @@ class _Execution:
         if stage.guidance is not None:
             run.observer.phase(stage.name, "sample")
             seed_everything(run.seed)
-            run.save_samples(stage.name, build(stage.guidance, self._fetch).sample(model, stage.inputs))
+            run.save_samples(stage.name, self._build(stage.guidance).sample(model, stage.inputs))
         for use in stage.evaluate:
             run.observer.phase(stage.name, use.label)
             seed_everything(run.seed)
-            evaluator: Evaluator = build(use, self._fetch)
+            evaluator: Evaluator = self._build(use)
             report = evaluator.evaluate(model, stage.data if stage.data is not None else Dataset({}), run)
             run.add_report(stage.name, use.label, report, use.prefix)
         if model is not None:
@@ -223,7 +226,7 @@ class _Execution:
         assert stage.train is not None
         assert stage.data is not None
         self.run.observer.phase(stage.name, "train")
-        objective = build(stage.objective, self._fetch)
+        objective = self._build(stage.objective)
         engine = Engine(
             model,
             objective,
@@ -231,7 +234,7 @@ class _Execution:
             stage.train,
             seed=self.run.seed,
             device=self.run.device,
-            validator=build(stage.validate, self._fetch) if stage.validate else None,
+            validator=self._build(stage.validate) if stage.validate else None,
             log=lambda step, metrics: self.run.log(stage.name, step, metrics),
             tick=lambda step, total, metrics: self.run.observer.tick(stage.name, step, total, metrics),
             checkpoints=self.run.folder(stage.name, "checkpoints"),

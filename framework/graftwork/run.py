@@ -145,9 +145,14 @@ class Run:
         return folder
 
     def add_report(self, stage: str, label: str, report: Report, prefix: str) -> None:
-        """Keep an evaluator's report: metrics in the results, tables as JSON, figures as PNG, artifacts in their folders."""
+        """Keep an evaluator's report: metrics in the results, tables as JSON, figures as PNG, artifacts in their folders.
+
+        A metric whose name another evaluator of the stage has taken goes under "label/name".
+        """
         self.reports.setdefault(stage, {})[label] = report
-        metrics = {f"{prefix}{name}": float(value) for name, value in report.metrics.items()}
+        taken = self.results.get(stage, {})
+        given = {f"{prefix}{name}": float(value) for name, value in report.metrics.items()}
+        metrics = {f"{label}/{name}" if name in taken else name: value for name, value in given.items()}
         unusable = [name for name, value in metrics.items() if not math.isfinite(value)]
         if unusable:
             warnings.warn(f"stage {stage}: {label} gave {', '.join(unusable)} that is not finite", stacklevel=2)

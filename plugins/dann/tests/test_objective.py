@@ -385,17 +385,18 @@ def test_a_step_agrees_with_pytorch_adapt(tower: nn.Module, batches: dict) -> No
     strength = reversal_coefficient(0.25)
     parts = nn.ModuleDict({"G": theirs.trunk, "C": theirs.head, "D": head})
     frozen = torch.optim.SGD(parts.parameters(), lr=0.0)
-    weighter = peer.dann.OptimizerHook.__init__.__globals__["MeanWeighter"](scale=3)  # it takes the mean of three losses
-    hook = peer.DANNHook([frozen], gradient_reversal_weight=strength, weighter=weighter)
+    weighters = pytest.importorskip("pytorch_adapt.weighters", exc_type=ImportError)
+    mean_of_three = weighters.MeanWeighter(scale=3)  # its own total is the mean of three losses, ours their sum
+    hook = peer.DANNHook([frozen], gradient_reversal_weight=strength, weighter=mean_of_three)
     given = {
         "src_imgs": batches["source"]["features"],
         "src_labels": batches["source"]["label"],
-        "src_domain": torch.zeros(5),
+        "src_domain": torch.zeros(5, dtype=torch.float64),
         "target_imgs": batches["target"]["features"],
-        "target_domain": torch.ones(3),
+        "target_domain": torch.ones(3, dtype=torch.float64),
         **parts,
     }
-    hook({**given, "src_domain": given["src_domain"].double(), "target_domain": given["target_domain"].double()})
+    hook(given)
     found = objective(tower, batches, 0.25)
     ours = [*gradients(found.total, tower.trunk), *gradients(found.total, tower.head), *gradients(found.total, objective.heads)]
     assert same(ours, [p.grad for p in parts.parameters()], rtol=1e-6, atol=1e-12)

@@ -63,12 +63,14 @@ def test_training_through_the_reversal_descends_the_saddle_function() -> None:
     """d(L_y - lambda L_d)/d theta_f by finite differences equals autograd of L_y + L_d through the reversal."""
     torch.manual_seed(0)
     features, label_head, domain_head = (nn.Linear(a, b, dtype=torch.float64) for a, b in ((3, 4), (4, 2), (4, 1)))
-    x, y, domain = torch.randn(6, 3, dtype=torch.float64), torch.tensor([0, 1, 0, 1, 1, 0]), torch.tensor([0.0, 0, 0, 1, 1, 1]).double()
+    x, y = torch.randn(6, 3, dtype=torch.float64), torch.tensor([0, 1, 0, 1, 1, 0])
+    domain = torch.tensor([0, 0, 0, 1, 1, 1], dtype=torch.float64)
 
     def losses(weight: torch.Tensor, coefficient: float | None) -> tuple[torch.Tensor, torch.Tensor]:
         h = torch.tanh(functional.linear(x, weight, features.bias))
         reversed_h = h if coefficient is None else gradient_reversal(h, coefficient)
-        return functional.cross_entropy(label_head(h), y), functional.binary_cross_entropy_with_logits(domain_head(reversed_h)[:, 0], domain)
+        domain_logits = domain_head(reversed_h)[:, 0]
+        return functional.cross_entropy(label_head(h), y), functional.binary_cross_entropy_with_logits(domain_logits, domain)
 
     def saddle(weight: torch.Tensor) -> torch.Tensor:
         task, domains = losses(weight, None)

@@ -17,4 +17,5 @@ from .reversal import reversal_coefficient as reversal_coefficient
 from .reverse_validation import ReverseValidation as ReverseValidation
 from .reverse_validation import reverse_risk as reverse_risk
 from .shallow import ShallowDANN as ShallowDANN
-from .shallow import shallow_gradients as shallow_gradients
+from .shallow import shallow_losses as shallow_losses
+from .shallow import shallow_steps as shallow_steps

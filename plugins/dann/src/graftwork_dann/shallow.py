@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from graftwork.interfaces import Embedder
 
-__all__ = ["ShallowDANN", "ShallowGradients", "ShallowWeights", "shallow_gradients"]
+__all__ = ["ShallowDANN", "ShallowWeights", "shallow_losses", "shallow_steps"]
 
 
 class ShallowWeights(NamedTuple):
@@ -30,21 +30,28 @@ class ShallowWeights(NamedTuple):
     d: Tensor
 
 
-class ShallowGradients(NamedTuple):
-    """Both losses, and what is subtracted from the weights times the learning rate.
+def shallow_losses(weights: ShallowWeights, source: Tensor, labels: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """L_y and L_d of shallow DANN (Ganin et al., 2016, eqs. 5 and 8).
+
+    h = sigmoid(W x + b), L_y = -log softmax(V h + c)_y, L_d = -log o(h_source) - log(1 - o(h_target)) with o(h) = sigmoid(u h + d)
+    the probability of the source. Each term is a mean over its rows.
 
     Args:
-        label_loss: L_y, 0-d.
-        domain_loss: L_d, the source's term plus the target's, 0-d.
-        steps: for W, b, V, c the gradient of E = L_y - adaptation L_d; for u, d that of L_d, which they descend.
+        weights: W, b, V, c, u, d.
+        source: (B, D).
+        labels: (B,) long.
+        target: (M, D).
+
+    Returns:
+        Two 0-d tensors.
     """
+    of_source, of_target = (torch.sigmoid(rows @ weights.W.T + weights.b) for rows in (source, target))
+    label_loss = functional.cross_entropy(of_source @ weights.V.T + weights.c, labels)
+    at_source, at_target = (hidden @ weights.u + weights.d for hidden in (of_source, of_target))
+    return label_loss, functional.softplus(-at_source).mean() + functional.softplus(at_target).mean()
 
-    label_loss: Tensor
-    domain_loss: Tensor
-    steps: ShallowWeights
 
-
-def shallow_gradients(
+def shallow_steps(
     weights: ShallowWeights,
     source: Tensor,
     labels: Tensor,
@@ -52,11 +59,8 @@ def shallow_gradients(
     adaptation: float = 1.0,
     adversarial: bool = True,
     scale_head: bool = False,
-) -> ShallowGradients:
-    """Losses and update directions of shallow DANN, in closed form (Ganin et al., 2016, algorithm 1).
-
-    h = sigmoid(W x + b), L_y = -log softmax(V h + c)_y, L_d = -log o(h_source) - log(1 - o(h_target)) with o(h) = sigmoid(u h + d)
-    the probability of the source. All are means over rows.
+) -> ShallowWeights:
+    """What a step of shallow DANN subtracts, times the learning rate, in closed form (Ganin et al., 2016, algorithm 1).
 
     Args:
         weights: W, b, V, c, u, d.
@@ -65,31 +69,33 @@ def shallow_gradients(
         target: (B, D), one row for each of the source.
         adaptation: the paper's lambda.
         adversarial: false keeps the domain head from W and b: the paper's control.
-        scale_head: multiply u's and d's direction by `adaptation` too, as algorithm 1 and the authors' code do.
-    """
-    hidden, shift, classifier, bias, u, d = weights  # W, b, V, c, u, d
-    rows = len(source)
-    of_source, of_target = torch.sigmoid(source @ hidden.T + shift), torch.sigmoid(target @ hidden.T + shift)  # (B, H)
-    logits = of_source @ classifier.T + bias
-    label_loss = functional.cross_entropy(logits, labels)
-    at_source, at_target = of_source @ u + d, of_target @ u + d  # (B,)
-    domain_loss = functional.softplus(-at_source).mean() + functional.softplus(at_target).mean()
+        scale_head: multiply u's and d's part by `adaptation` too, as algorithm 1 and the authors' code do.
 
-    to_logits = logits.softmax(dim=1)
-    to_logits[torch.arange(rows, device=labels.device), labels] -= 1
-    to_logits = to_logits / rows
-    to_source, to_target = -torch.sigmoid(-at_source) / rows, torch.sigmoid(at_target) / rows  # gradients of L_d
-    to_hidden = to_logits @ classifier * of_source * (1 - of_source)
-    hidden_step, shift_step = to_hidden.T @ source, to_hidden.sum(dim=0)
-    if adversarial:
-        up = -adaptation * to_source[:, None] * u * of_source * (1 - of_source)
-        down = -adaptation * to_target[:, None] * u * of_target * (1 - of_target)
-        hidden_step, shift_step = hidden_step + up.T @ source + down.T @ target, shift_step + (up + down).sum(dim=0)
-    factor = adaptation if scale_head else 1.0
-    u_step = factor * (to_source @ of_source + to_target @ of_target)
-    d_step = factor * (to_source + to_target).sum()
-    steps = ShallowWeights(hidden_step, shift_step, to_logits.T @ of_source, to_logits.sum(dim=0), u_step, d_step)
-    return ShallowGradients(label_loss, domain_loss, steps)
+    Returns:
+        For W, b, V, c the gradient of L_y - adaptation L_d (see `shallow_losses`); for u, d that of L_d, which they descend.
+    """
+    rows = len(source)
+    both = torch.cat([source, target])
+    hidden = torch.sigmoid(torch.addmm(weights.b, both, weights.W.T))  # (2B, H)
+    to_logits = torch.addmm(weights.c, hidden[:rows], weights.V.T).softmax(dim=1)
+    to_logits.scatter_add_(1, labels[:, None], to_logits.new_full((rows, 1), -1.0))
+    to_logits /= rows
+    to_domain = torch.sigmoid(hidden @ weights.u + weights.d)  # (2B,), gradient of L_d at the domain head's logit
+    to_domain[:rows] -= 1
+    to_domain /= rows
+    to_hidden = torch.outer(to_domain, weights.u).mul_(-adaptation) if adversarial else torch.zeros_like(hidden)
+    to_hidden[:rows] += to_logits @ weights.V
+    to_hidden *= hidden * (1 - hidden)
+    if scale_head:
+        to_domain *= adaptation
+    return ShallowWeights(
+        W=to_hidden.T @ both,
+        b=to_hidden.sum(dim=0),
+        V=to_logits.T @ hidden[:rows],
+        c=to_logits.sum(dim=0),
+        u=to_domain @ hidden,
+        d=to_domain.sum(),
+    )
 
 
 class ShallowDANN(nn.Module):
@@ -253,7 +259,7 @@ class ShallowDANN(nn.Module):
         """One pass of `fit` over source rows (N, D), each with the target row (N, D) that it is paired with."""
         weights = self.weights
         for rows, truth, other in zip(source.split(batch_size), labels.split(batch_size), paired.split(batch_size), strict=True):
-            steps = shallow_gradients(weights, rows, truth, other, adaptation, adversarial, scale_head).steps
+            steps = shallow_steps(weights, rows, truth, other, adaptation, adversarial, scale_head)
             torch._foreach_add_(list(weights), list(steps), alpha=-lr)
 
 

@@ -52,7 +52,7 @@ class BoxContrast(Evaluator):
         self.saliency: SaliencyMethod = GradCAM() if saliency is None else saliency
 
     def evaluate(self, model: Any, data: Dataset, run: Run | None = None) -> Report:
-        """Metrics box-contrast (mean of the ratios that are finite), box-contrast-median and mass-in-box.
+        """Metrics box-contrast (mean of the ratios that are finite) and mass-in-box (mean share of a map's sum).
 
         Raises:
             DataError: if no ratio is finite, or the saliency's own target gives neither one map a sample nor one a box.
@@ -76,9 +76,13 @@ class BoxContrast(Evaluator):
             raise DataError(f"none of {len(ratio)} maps has a finite contrast: each is 0 outside its box, or everywhere")
         metrics = {
             "box-contrast": finite.mean().item(),
-            "box-contrast-median": ratio[~ratio.isnan()].median().item() if ratio[~ratio.isnan()].median().isfinite() else finite.max().item(),
             "mass-in-box": share[share.isfinite()].mean().nan_to_num(0.0).item(),
         }
-        row = [len(ratio), int(ratio.isnan().sum()), int(ratio.isinf().sum()), *finite.quantile(finite.new_tensor([0.25, 0.5, 0.75])).tolist()]
+        row = [
+            len(ratio),
+            int(ratio.isnan().sum()),
+            int(ratio.isinf().sum()),
+            *finite.quantile(finite.new_tensor([0.25, 0.5, 0.75])).tolist(),
+        ]
         columns = ["boxes", "empty maps", "nothing outside", "25 %", "median", "75 %"]
         return Report(metrics, {"contrast": Table(columns, [row], f"Mean inside over mean outside the boxes of {self.split}.")})

@@ -70,7 +70,7 @@ def cam(
     expected = spatial.mean(dim=(2, 3)) @ linear.weight.detach().float().T + (0 if linear.bias is None else linear.bias.detach().float())
     if expected.shape != logits.shape or not torch.allclose(expected, logits, rtol=1e-3, atol=1e-3 * float(logits.abs().max())):
         raise InterfaceError(
-            f'CAM needs logits that are one linear layer of a spatial mean; those of {type(model).__name__} are not that of layer "{name}": '
+            f'CAM needs logits that are a linear layer of a spatial mean; those of {type(model).__name__} are not that of layer "{name}": '
             "use grad-cam, which has no such need"
         )
     chosen = asked.choice(output, ready)
@@ -110,7 +110,9 @@ class CAM(SaliencyMethod):
 
     name: ClassVar[str] = "cam"
     title: ClassVar[str] = "Class activation mapping"
-    caption: ClassVar[str] = "Beside each image, how much each place adds to the class's logit; what takes away from it is shown as nothing."
+    caption: ClassVar[str] = (
+        "Beside each image, how much each place adds to the class's logit; what takes away from it is shown as nothing."
+    )
 
     def __init__(
         self,

@@ -128,9 +128,7 @@ class Capture:
             gradients = iter([None if gradient is None else gradient.unsqueeze(0) for gradient in found])
         else:
             each = torch.eye(len(totals), device=totals.device)
-            gradients = iter(
-                torch.autograd.grad(totals, flat, each, allow_unused=True, retain_graph=retain_graph, is_grads_batched=True)
-            )
+            gradients = iter(torch.autograd.grad(totals, flat, each, allow_unused=True, retain_graph=retain_graph, is_grads_batched=True))
         by_layer = {name: [next(gradients) for _ in calls] for name, calls in self.activations.items()}
         for name, calls in by_layer.items():
             if all(gradient is None for gradient in calls):

@@ -62,7 +62,6 @@ class Observation:
     size: tuple[int, int]
 
 
-
 def prepared(model: nn.Module, batch: Tensor | Mapping[str, Any], target: Any) -> tuple[Batch, Target]:
     """The batch with the target's choices bound to it, and the target."""
     asked = as_target(target)

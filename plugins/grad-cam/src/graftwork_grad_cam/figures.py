@@ -27,6 +27,9 @@ Picture = NDArray[np.float32]
 SHARP = 192
 """Pixels to which the smaller side of a picture is enlarged."""
 
+MARGIN, NARROW, WIDE, TITLE = 0.15, 0.05, 0.3, 0.24
+"""Of a sheet, in inches: around it, between pictures of a sample, between samples, and the height of a sample's title."""
+
 
 @dataclass
 class Cell:
@@ -89,7 +92,9 @@ def signed_picture(gradient: Tensor) -> Picture:
     return as_picture(centred.clamp(0, 1))
 
 
-def sheet(cells: Sequence[Cell], columns: int = 4, title: str = "", scale: tuple[str, str] | None = None) -> tuple[Figure, list[list[Axes]]]:
+def sheet(
+    cells: Sequence[Cell], columns: int = 4, title: str = "", scale: tuple[str, str] | None = None
+) -> tuple[Figure, list[list[Axes]]]:
     """A sheet of cells, each a row of pictures under a title.
 
     Args:
@@ -104,25 +109,27 @@ def sheet(cells: Sequence[Cell], columns: int = 4, title: str = "", scale: tuple
     from matplotlib.figure import Figure
 
     columns = max(1, min(columns, len(cells)))
-    rows = -(-len(cells) // columns)
-    panels = max(len(cell.panels) for cell in cells)
-    ratio = cells[0].panels[0].shape[0] / cells[0].panels[0].shape[1]
+    rows, panels = -(-len(cells) // columns), max(len(cell.panels) for cell in cells)
+    tall = cells[0].panels[0].shape[0] / cells[0].panels[0].shape[1]
     side = 1.18 if panels * columns >= 6 else 1.7
-    noted = any(cell.notes for cell in cells)
-    width, height = columns * (panels * side + 0.3), rows * (side * ratio + 0.36 + 0.2 * noted) + 0.45 * bool(title) + 0.5 * (scale is not None)
+    cell_width, note = panels * side + (panels - 1) * NARROW, 0.2 * any(cell.notes for cell in cells)
+    between, head, foot = TITLE + note + 0.05, 0.36 * bool(title) + TITLE + 0.08, note + 0.5 * (scale is not None) + 0.1
+    width = 2 * MARGIN + columns * cell_width + (columns - 1) * WIDE
+    height = head + rows * side * tall + (rows - 1) * between + foot
     figure = Figure(figsize=(width, height), dpi=160, facecolor="white")
-    top, bottom = 1 - (0.5 if title else 0.1) / height, (0.62 if scale else 0.08) / height
-    outer = figure.add_gridspec(rows, columns, left=0.015, right=0.985, top=top - 0.2 / height, bottom=bottom, wspace=0.08, hspace=0.3 / side)
-    axes = [_draw_cell(figure, outer[index // columns, index % columns], cell, panels) for index, cell in enumerate(cells)]
+    edges = {"left": MARGIN / width, "right": 1 - MARGIN / width, "top": 1 - head / height, "bottom": foot / height}
+    outer = figure.add_gridspec(rows, columns, **edges, wspace=WIDE / cell_width, hspace=between / (side * tall))
+    axes = [_draw_cell(figure, outer[divmod(index, columns)], cell, panels, side) for index, cell in enumerate(cells)]
     if title:
-        figure.text(0.015, 1 - 0.14 / height, title, ha="left", va="top", fontsize=12, weight="bold", color=PLAIN)
+        figure.text(MARGIN / width, 1 - 0.12 / height, title, ha="left", va="top", fontsize=12, weight="bold", color=PLAIN)
     if scale is not None:
-        _draw_scale(figure, scale, bottom=0.3 / height, height=0.1 / height)
+        bar = figure.add_axes((MARGIN / width, 0.28 / height, min(2.4, cell_width) / width, 0.1 / height))
+        _draw_scale(bar, scale)
     return figure, axes
 
 
-def _draw_cell(figure: Any, place: Any, cell: Cell, panels: int) -> list[Axes]:
-    inner = place.subgridspec(1, panels, wspace=0.04)
+def _draw_cell(figure: Any, place: Any, cell: Cell, panels: int, side: float) -> list[Axes]:
+    inner = place.subgridspec(1, panels, wspace=NARROW / side)
     axes = [figure.add_subplot(inner[0, index]) for index in range(panels)]
     for axis, picture in zip(axes, cell.panels, strict=False):
         axis.imshow(picture, interpolation="nearest", vmin=0, vmax=1)
@@ -136,8 +143,7 @@ def _draw_cell(figure: Any, place: Any, cell: Cell, panels: int) -> list[Axes]:
     return axes
 
 
-def _draw_scale(figure: Any, scale: tuple[str, str], bottom: float, height: float) -> None:
-    axis = figure.add_axes((0.015, bottom, 0.24, height))
+def _draw_scale(axis: Any, scale: tuple[str, str]) -> None:
     axis.imshow(np.linspace(0, 1, 256)[None], cmap=scale[0], aspect="auto")
     axis.set(xticks=[0, 255], yticks=[])
     axis.set_xticklabels(["none", "most"], fontsize=8, color=PLAIN)

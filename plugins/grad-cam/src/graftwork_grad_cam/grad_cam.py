@@ -114,7 +114,9 @@ def grad_cam(
         for mirrored, factor in variants:
             image = found.batch[key] * factor
             varied = {**found.batch, key: image.flip(-1) if mirrored else image}
-            again = _raw_maps(observe_prepared(model, varied, found.target, list(found.layers), **settings), counterfactual, eigen_smooth, repeats)
+            again = _raw_maps(
+                observe_prepared(model, varied, found.target, list(found.layers), **settings), counterfactual, eigen_smooth, repeats
+            )
             joined = normalize_maps(join_layers(list(again.values()), found.size, layer_reduce), "minmax")
             total = total + (joined.flip(-1) if mirrored else joined)
         maps = total / (1 + len(variants))

@@ -91,12 +91,12 @@ class _Rectifiers(TorchFunctionMode):
         if not in_place and func not in RECTIFIERS:
             return func(*args, **kwargs)
         in_place |= bool(kwargs.pop("inplace", False))
-        input = args[0] if args else kwargs.pop("input")
+        before = args[0] if args else kwargs.pop("input")
         if func in (functional.hardtanh, functional.hardtanh_) and self._lowest(args, kwargs) != 0:
-            return func(*(args or (input,)), **kwargs, **({"inplace": True} if in_place and func is functional.hardtanh else {}))
-        positive = input.detach() > 0
-        value = _under(self.rule, input, IN_PLACE.get(func, func)(input, *args[1:], **kwargs), positive)
-        return input.copy_(value) if in_place else value
+            return func(*(args or (before,)), **kwargs, **({"inplace": True} if in_place and func is functional.hardtanh else {}))
+        positive = before.detach() > 0
+        value = _under(self.rule, before, IN_PLACE.get(func, func)(before, *args[1:], **kwargs), positive)
+        return before.copy_(value) if in_place else value
 
     @staticmethod
     def _lowest(args: Any, kwargs: Any) -> float:
@@ -166,9 +166,7 @@ def input_gradients(model: nn.Module, batch: Batch, target: Target, rule: Rule =
     return gradients.movedim(0, 1).float(), score_matrix(scores.detach()), detached(output)
 
 
-def guided_backprop(
-    model: nn.Module, batch: Tensor | Mapping[str, Any], target: Any = "predicted", rule: Rule = "guided"
-) -> Tensor:
+def guided_backprop(model: nn.Module, batch: Tensor | Mapping[str, Any], target: Any = "predicted", rule: Rule = "guided") -> Tensor:
     """Signed map of the input.
 
     Args:

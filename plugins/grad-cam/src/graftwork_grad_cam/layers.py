@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -19,7 +18,17 @@ from graftwork_grad_cam.forward import batch_length, image_key, take
 if TYPE_CHECKING:
     from graftwork_grad_cam.targets import Target
 
-__all__ = ["Layout", "LayoutName", "explain_layers", "find_layer", "find_layout", "first_norm", "prefix_of", "suffix_of", "unreached_message"]
+__all__ = [
+    "Layout",
+    "LayoutName",
+    "explain_layers",
+    "find_layer",
+    "find_layout",
+    "first_norm",
+    "prefix_of",
+    "suffix_of",
+    "unreached_message",
+]
 
 LayoutName: TypeAlias = Literal["auto", "nchw", "nhwc", "tokens"]
 """How a layer's output is laid out: channels first, channels last, or a sequence of tokens."""
@@ -209,7 +218,9 @@ def find_layer(model: nn.Module, batch: Mapping[str, Any], target: Target, *, be
             return run.name
         if _is_token_block(run, trace):
             return _reached(model, one, target, run, trace)
-    raise InterfaceError(f"no layer of the {type(model).__name__} gives a map or tokens with positions; {explain_layers(model, trace.runs)}")
+    raise InterfaceError(
+        f"no layer of the {type(model).__name__} gives a map or tokens with positions; {explain_layers(model, trace.runs)}"
+    )
 
 
 def explain_layers(model: nn.Module, runs: Sequence[Any]) -> str:

@@ -22,7 +22,9 @@ HERE = "graftwork_grad_cam"
 def graftwork_evaluators() -> Iterator[Component]:
     """Maps of where a network finds its evidence, and measures of how good such maps are."""
     yield Component("grad-cam", f"{HERE}.grad_cam:GradCAM", "Where in the image a network finds evidence for a class or any target", PAPER)
-    yield Component("guided-backprop", f"{HERE}.guided_backprop:GuidedBackprop", "Which pixels excite a target, by guided gradients", GUIDED)
+    yield Component(
+        "guided-backprop", f"{HERE}.guided_backprop:GuidedBackprop", "Which pixels excite a target, by guided gradients", GUIDED
+    )
     yield Component("guided-grad-cam", f"{HERE}.guided_grad_cam:GuidedGradCAM", "Guided backprop inside the Grad-CAM map", PAPER)
     yield Component("cam", f"{HERE}.cam:CAM", "Class activation maps of networks that end in average pooling and one layer", CAM)
     yield Component("neuron-importance", f"{HERE}.neuron_importance:NeuronImportance", "Which channels speak for a class, in words", PAPER)

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from graftwork.errors import DataError
 from graftwork.kinds.dataset import Batch, Dataset, Split
-from graftwork.kinds.evaluator import Evaluator, Figure, Report, Table, split_batches
+from graftwork.kinds.evaluator import Evaluator, Figure, Report, Table, evaluating, split_batches
 from graftwork.kinds.objective import INPUTS
-from graftwork_grad_cam.figures import Cell, as_picture, sheet, truncated
+from graftwork_grad_cam.figures import Cell, as_picture, overlay, sheet, truncated
 from graftwork_grad_cam.forward import call_model, image_key, logits_of
 from graftwork_grad_cam.grad_cam import GradCAM
 from graftwork_grad_cam.localization import ClassCounts, mass_inside, peaks, pointing_hits, rejections
@@ -151,12 +151,9 @@ class _Tally:
         for row, column in shown.nonzero().tolist():
             if len(self.cells) >= 4 * self.game.columns:
                 return
-            drawn = self.game.saliency.overlay, self.game.saliency.colormap
-            from graftwork_grad_cam.figures import overlay
-
             right = bool(hit[row, column])
             word = truncated(self.names[int(wanted[row, column])])
-            panels = [as_picture(images[row]), overlay(images[row], maps[row, column], *drawn)]
+            panels = [as_picture(images[row]), overlay(images[row], maps[row, column])]
             self.cells.append(Cell(panels, f"{word}: {'hit' if right else 'miss'}", right))
             scale = panels[0].shape[0] / images.shape[-2]
             y, x = points[row, column].tolist()
@@ -202,8 +199,6 @@ def _quantiles(name: str, values: Tensor) -> list[Any] | None:
 
 
 def _logits(model: nn.Module, batch: Batch) -> Tensor:
-    from graftwork.kinds.evaluator import evaluating
-
     with evaluating(model):
         logits = logits_of(call_model(model, batch))
     if logits.dim() != 2:

@@ -10,7 +10,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from graftwork.errors import DataError
-from graftwork.interfaces import inputs
 from graftwork.kinds.dataset import Batch, Dataset
 from graftwork.kinds.evaluator import Evaluator, Figure, Report, Table, split_batches
 from graftwork.kinds.objective import INPUTS
@@ -22,7 +21,7 @@ from graftwork_grad_cam.targets import Target, as_target
 if TYPE_CHECKING:
     from graftwork.run import Run
 
-__all__ = ["Colormap", "Columns", "Count", "Share", "Spec", "SaliencyMethod", "class_names", "predictions"]
+__all__ = ["Colormap", "Columns", "Count", "SaliencyMethod", "Share", "Spec", "class_names", "predictions"]
 
 Spec: TypeAlias = int | str | dict[str, Any] | Target
 """A target as YAML writes it: a class index, "label", "predicted", "top-N", a target's name, or a mapping with `name`."""
@@ -140,7 +139,7 @@ class SaliencyMethod(Evaluator):
             panels = self.panels(image, found, index)
             title, right = _title(true[index], predicted[index])
             explained = asked[index] if asked else []
-            notes = ["", *[f"for {truncated(each, 30)}" for each in explained]] if _worth_noting(explained, predicted[index]) else []
+            notes = _notes(explained, predicted[index], highest[index].flatten().tolist())
             cells.append(Cell([as_picture(image), *panels], title, right, notes))
             shown = ", ".join(explained)
             rows.append([start + index, true[index], predicted[index], shown, scores[index][0], top[index], area[index]])
@@ -185,5 +184,8 @@ def _title(true: str | None, predicted: str | None) -> tuple[str, bool | None]:
     return f"{truncated(true)}, taken for {truncated(predicted)}", False
 
 
-def _worth_noting(explained: Sequence[str], predicted: str | None) -> bool:
-    return bool(explained) and list(explained) != [predicted]
+def _notes(explained: Sequence[str], predicted: str | None, maxima: Sequence[float]) -> list[str]:
+    """Under each map: what it explains, where that is not what the title says; and that it is empty, where it is."""
+    told = [f"for {truncated(each, 30)}" for each in explained] if explained and list(explained) != [predicted] else [""] * len(maxima)
+    notes = [" ".join(filter(None, (what, "" if highest > 0 else "no evidence found"))) for what, highest in zip(told, maxima, strict=False)]
+    return ["", *notes] if any(notes) else []

@@ -106,7 +106,11 @@ class SaliencyLocalization(Evaluator):
             _outline(panel, box * scale, "black")
         return Report(
             metrics,
-            {"errors": Table(["classes tried", "localisation error", "classification error"], rows, f"{len(hits)} images of {self.split}.")},
+            {
+                "errors": Table(
+                    ["classes tried", "localisation error", "classification error"], rows, f"{len(hits)} images of {self.split}."
+                )
+            },
             {"boxes": Figure(figure, "The box of each map (black) and the true ones (white), for the predicted class.")},
         )
 

@@ -16,6 +16,9 @@ __all__ = ["SIMILARITIES", "TARGETS", "Reaction", "Weighting", "reactions", "wei
 TARGETS = torch.linspace(-1, 1, 21, dtype=torch.float64).tolist()
 """Where a similarity is moved to."""
 
+SPAN = 0.8
+"""Of the similarities before any is moved: it leaves room to move them all."""
+
 SIMILARITIES: dict[str, str] = {
     "own": "the pair's similarity alone is moved",
     "S": "all similarities of the anchor are moved by the same amount",
@@ -55,7 +58,7 @@ class Reaction:
     Args:
         side: of the pairs whose weights were watched.
         probe: a key of `SIMILARITIES`.
-        change: the largest change of a weight, as a share of the largest weight.
+        change: the largest change of a weight, as a share of the largest weight before or after.
     """
 
     side: Side
@@ -71,8 +74,9 @@ class Reaction:
 def reactions(weighting: Weighting, similarity: Tensor, positive: Tensor, negative: Tensor) -> list[Reaction]:
     """Move similarities of every anchor and see which weights follow. Nothing is known of the loss beforehand.
 
-    The pair that is watched is each anchor's hardest of its side. Others are put, together, to values throughout [-1, 1]; for S all
-    of the anchor's are shifted as far as they fit in there, and all are watched.
+    The similarities are first stretched over [-SPAN, SPAN], so that what is found is of the loss, and not of embeddings that are all
+    alike. The pair that is watched is each anchor's hardest of its side. Others are put, together, to values throughout [-1, 1]; for
+    S all of the anchor's are shifted as far as they fit in there, and all are watched.
 
     Args:
         weighting: the loss, with its miner.
@@ -83,9 +87,10 @@ def reactions(weighting: Weighting, similarity: Tensor, positive: Tensor, negati
     Returns:
         One for each side and probe.
     """
-    similarity = similarity.double().clamp(-1, 1)
+    pairs = positive | negative
+    similarity = _stretched(similarity.double(), pairs)
     before = weighting(similarity, positive, negative)
-    shifts = _shifts(similarity, positive | negative)
+    shifts = _shifts(similarity, pairs)
     found = []
     for index, (side, mask, hardness) in enumerate((("positive", positive, -similarity), ("negative", negative, similarity))):
         watched = _largest(hardness, mask)
@@ -95,11 +100,19 @@ def reactions(weighting: Weighting, similarity: Tensor, positive: Tensor, negati
             "N": (_moves(similarity, negative & ~watched), watched),
             "P": (_moves(similarity, positive & ~watched), watched),
         }
-        scale = before[index].max().clamp(min=torch.finfo(torch.float64).tiny)
         for probe, (moves, seen) in probes.items():
-            changes = [(weighting(moved, positive, negative)[index] - before[index]).abs()[seen] for moved in moves]
-            found.append(Reaction(side, probe, float(torch.cat([similarity.new_zeros(1), *changes]).max() / scale)))
+            after = [weighting(moved, positive, negative)[index] for moved in moves]
+            change = torch.stack([(weights - before[index]).abs().masked_fill(~seen, 0.0).max() for weights in after])
+            largest = torch.stack([weights.max() for weights in (before[index], *after)]).max()
+            found.append(Reaction(side, probe, float(change.max() / largest.clamp(min=torch.finfo(torch.float64).tiny))))
     return found
+
+
+def _stretched(similarity: Tensor, pairs: Tensor) -> Tensor:
+    """The similarities of the pairs, linearly onto [-SPAN, SPAN]."""
+    low, high = similarity[pairs].min(), similarity[pairs].max()
+    share = (similarity - low) / (high - low).clamp(min=torch.finfo(similarity.dtype).tiny)
+    return (SPAN * (2 * share - 1)).clamp(-SPAN, SPAN)
 
 
 def _largest(values: Tensor, mask: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """Saliency targets: what a map explains. Each is a named, serialisable object; any function of the output serves as well.
 
-    as_target("predicted")                               # the largest logit
-    as_target(3), as_target([3, 1, 4])                   # a class for all images, or one each
-    as_target({"name": "caption", "word": "dog"})        # as YAML writes it
-    as_target(lambda output: output.logits[:, 3])        # any callable from output to scalar
+as_target("predicted")                               # the largest logit
+as_target(3), as_target([3, 1, 4])                   # a class for all images, or one each
+as_target({"name": "caption", "word": "dog"})        # as YAML writes it
+as_target(lambda output: output.logits[:, 3])        # any callable from output to scalar
 """
 
 from __future__ import annotations

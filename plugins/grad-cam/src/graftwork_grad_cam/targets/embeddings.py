@@ -119,8 +119,7 @@ class ImageTextTarget(Target):
 
     def captions(self, output: Any, batch: Mapping[str, Any], names: Sequence[str]) -> list[list[str]]:
         """The texts."""
-        texts = [list(self.texts)] * len(batch[REFERENCE]) if self.texts is not None else [[text] for text in batch.get("text", [])]
-        return texts
+        return [list(self.texts)] * len(batch[REFERENCE]) if self.texts is not None else [[text] for text in batch.get("text", [])]
 
     def to_dict(self) -> dict[str, Any]:
         """Without the tokenizer, which is the model's."""

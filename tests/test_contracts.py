@@ -11,11 +11,13 @@ from typing import Annotated, Literal
 
 import pytest
 import torch
+import yaml
 from pydantic import Field
 from torch import nn
 
 import graftwork as gw
 from graftwork import config
+from graftwork.document import Document, dump
 from graftwork.interfaces import Backbone, classify, embed, missing_members
 from graftwork.kinds.dataset import collate
 from graftwork.kinds.evaluator import evaluating, split_batches
@@ -243,6 +245,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 
 import torch
+import yaml
 from graftwork import Component, Guidance, hookimpl
 from torch import nn
 
@@ -339,3 +342,14 @@ def test_a_tracker_that_fails_warns_and_stops_nothing(install, toy: Path) -> Non
         warnings.simplefilter("always")
         gw.Pipeline.from_dict({"stages": {"s": {"dataset": "blobs", "model": "net", "evaluate": ["hits"]}}}).run(device="cpu")
     assert any("a tracker failed in graftwork_run_started: ZeroDivisionError" in str(one.message) for one in caught)
+
+
+# -- documents -----------------------------------------------------------------------------------------------------------------
+
+
+def test_scalars_are_those_of_yaml_1_2_and_survive_being_written() -> None:
+    text = "{on: 1e-3, off: yes, no: true, a: 'true', b: 1_000, c: null, d: 3e4}"
+    data = Document.parse(text).data
+    assert data == {"on": 1e-3, "off": "yes", "no": True, "a": "true", "b": 1000, "c": None, "d": 3e4}
+    assert Document.parse(dump(data)).data == data
+    assert yaml.safe_load(dump(data)) == data

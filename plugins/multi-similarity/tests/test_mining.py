@@ -46,6 +46,16 @@ def test_an_anchor_keeps_a_positive_if_and_only_if_it_keeps_a_negative(seed, eps
     assert torch.equal(positive.any(dim=1), negative.any(dim=1))
 
 
+def test_rounding_at_the_bounds_parts_no_anchor() -> None:
+    hardest_positive = torch.rand(20000, generator=torch.Generator().manual_seed(0)) - 0.5
+    nearest = hardest_positive - 0.1
+    for hardest_negative in (nearest, nearest.nextafter(torch.tensor(1.0)), nearest.nextafter(torch.tensor(-1.0))):
+        similarity = torch.stack([hardest_positive, hardest_negative], dim=1)
+        pairs = torch.tensor([[True, False]]).expand(20000, 2), torch.tensor([[False, True]]).expand(20000, 2)
+        positive, negative = MultiSimilarityMiner(0.1)(similarity, *pairs)
+        assert torch.equal(positive.any(dim=1), negative.any(dim=1))
+
+
 def test_a_margin_below_minus_two_keeps_nothing_and_a_large_one_all_pairs() -> None:
     similarity, pairs = cosine_similarities(CIRCLE), pair_masks(LABELS)
     assert not any(mask.any() for mask in MultiSimilarityMiner(-3.0)(similarity, *pairs))

@@ -222,6 +222,14 @@ def test_half_precision_does_not_overflow_where_the_exponential_would(dtype) -> 
     assert embeddings.grad.isfinite().all()
 
 
+def test_large_scales_do_not_overflow_float32() -> None:
+    embeddings = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]], requires_grad=True)
+    loss = multi_similarity_loss(embeddings, torch.tensor([0, 0, 1, 1]), alpha=300.0, beta=300.0, threshold=0.0)  # exponents of 300
+    assert loss.item() == pytest.approx(2.0)  # each anchor has its positive at -1 and one negative at 1
+    loss.backward()
+    assert embeddings.grad.isfinite().all()
+
+
 def test_under_autocast_the_similarities_are_float32() -> None:
     embeddings, labels = clustered()
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -124,6 +124,13 @@ def test_triplet_weights_count_the_active_triplets() -> None:
     assert torch.equal(pushed, active.sum(dim=1).double())
 
 
+def test_a_triplet_at_its_hinge_weighs_nothing() -> None:
+    similarity = torch.tensor([[0.5, 0.25, 0.0]])
+    positive = torch.tensor([[True, False, False]])
+    assert not any(weights.any() for weights in Triplet(0.25).weights(similarity, positive, ~positive))
+    assert [weights.sum().item() for weights in Triplet(0.3).weights(similarity, positive, ~positive)] == [1, 1]
+
+
 def test_lifted_weights_of_a_row_sum_to_one_while_its_hinge_is_open_and_to_zero_when_closed() -> None:
     _, similarity, positive, negative = batch()
     both = (positive.any(dim=1) & negative.any(dim=1)).double()

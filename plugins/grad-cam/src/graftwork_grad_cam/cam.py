@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from graftwork.errors import InterfaceError
 from graftwork.kinds.dataset import Split
@@ -18,7 +19,7 @@ from graftwork_grad_cam.capture import capturing, find_module
 from graftwork_grad_cam.evidence import prepared
 from graftwork_grad_cam.forward import detached, image_key, logits_of
 from graftwork_grad_cam.layers import find_layer, find_layout
-from graftwork_grad_cam.maps import SaliencyMaps, resize_maps
+from graftwork_grad_cam.maps import SaliencyMaps, resize_maps, weighted_sum
 from graftwork_grad_cam.saliency import Colormap, Columns, Count, SaliencyMethod, Share, Spec
 from graftwork_grad_cam.targets import as_target
 
@@ -35,7 +36,7 @@ def cam_map(activations: Tensor, weights: Tensor) -> Tensor:
     Returns:
         (B, T, h, w).
     """
-    return torch.einsum("btk,bkhw->bthw", weights, activations)
+    return weighted_sum(weights, activations)
 
 
 def cam(
@@ -67,8 +68,7 @@ def cam(
     layout = find_layout(activations.shape, image, seen.patches, layer=f'layer "{name}"')
     spatial, logits = layout.spatial(activations).float(), logits_of(output).float()
     linear = _linear_head(model, head, logits.shape[-1])
-    expected = spatial.mean(dim=(2, 3)) @ linear.weight.detach().float().T + (0 if linear.bias is None else linear.bias.detach().float())
-    if expected.shape != logits.shape or not torch.allclose(expected, logits, rtol=1e-3, atol=1e-3 * float(logits.abs().max())):
+    if not _is_linear_in_the_mean(spatial, linear, logits):
         raise InterfaceError(
             f'CAM needs logits that are a linear layer of a spatial mean; those of {type(model).__name__} are not that of layer "{name}": '
             "use grad-cam, which has no such need"
@@ -79,6 +79,14 @@ def cam(
     scores = asked.score(output, ready)  # which refuses a class out of range
     raw = cam_map(spatial, linear.weight.detach().float()[chosen])
     return SaliencyMaps(resize_maps(raw, image), {name: raw}, scores, output, asked.pin(output, ready), asked)
+
+
+def _is_linear_in_the_mean(spatial: Tensor, linear: nn.Linear, logits: Tensor) -> bool:
+    if spatial.shape[1] != linear.in_features or linear.out_features != logits.shape[-1]:
+        return False
+    with torch.no_grad():
+        expected = functional.linear(spatial.mean(dim=(2, 3)), linear.weight.float(), None if linear.bias is None else linear.bias.float())
+    return torch.allclose(expected, logits, rtol=1e-3, atol=1e-3 * float(logits.abs().max()))
 
 
 def _linear_head(model: nn.Module, head: str, classes: int) -> nn.Linear:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from graftwork.errors import DataError, InterfaceError
@@ -50,14 +51,39 @@ def call_model(model: nn.Module, batch: Mapping[str, Any]) -> Any:
     A transformers model, known by its forward taking `pixel_values`, gets the image in its own precision, and whatever else of the
     batch its forward names. Any other is called on its `inputs`, as `graftwork.interfaces.inputs` gives them.
     """
-    if not hasattr(model, "inputs"):
-        accepted = inspect.signature(model.forward).parameters
-        if IMAGE in accepted:
-            image = batch[image_key(model, batch)].to(_precision(model))
-            more = {key: value for key, value in batch.items() if key in accepted and isinstance(value, Tensor)}
-            more.pop("labels", None)  # boxes' classes here, a loss's target there
-            return model(**{**more, IMAGE: image})
+    if getattr(getattr(model, "config", None), "model_type", None) == "vilt":
+        _refuse_padding(batch)
+        with _PatchesInOrder():
+            return _call_transformers(model, batch)
+    if not hasattr(model, "inputs") and IMAGE in inspect.signature(model.forward).parameters:
+        return _call_transformers(model, batch)
     return model(*inputs(model, batch))
+
+
+def _call_transformers(model: nn.Module, batch: Mapping[str, Any]) -> Any:
+    accepted = inspect.signature(model.forward).parameters
+    image = batch[image_key(model, batch)].to(_precision(model))
+    more = {key: value for key, value in batch.items() if key in accepted and isinstance(value, Tensor)}
+    more.pop("labels", None)  # boxes' classes here, a loss's target there
+    return model(**{**more, IMAGE: image})
+
+
+class _PatchesInOrder(TorchFunctionMode):
+    """Makes a draw of all there is, without replacement, come out in order.
+
+    ViLT draws its patches in random order, which changes nothing but where they stand in the sequence: that is, where they are.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.multinomial and len(args) == 2 and not kwargs and args[0].dim() == 1 and int(args[1]) == len(args[0]):
+            return torch.arange(len(args[0]), device=args[0].device)
+        return func(*args, **(kwargs or {}))
+
+
+def _refuse_padding(batch: Mapping[str, Any]) -> None:
+    mask = batch.get("pixel_mask")
+    if isinstance(mask, Tensor) and not bool(mask.all()):
+        raise DataError("ViLT fills padded images up with patches drawn at random: give images of one size, with a pixel_mask of ones or none")
 
 
 def token_ids_key(model: nn.Module) -> str:

@@ -20,7 +20,7 @@ from graftwork.kinds.dataset import Split
 from graftwork_grad_cam.evidence import Evidence, Layers, Observation, Repeats, observe, observe_prepared
 from graftwork_grad_cam.forward import image_key
 from graftwork_grad_cam.layers import LayoutName
-from graftwork_grad_cam.maps import LayerReduce, Normalization, SaliencyMaps, join_layers, normalize_maps, principal_maps
+from graftwork_grad_cam.maps import LayerReduce, Normalization, SaliencyMaps, join_layers, normalize_maps, principal_maps, weighted_sum
 from graftwork_grad_cam.saliency import Colormap, Columns, Count, SaliencyMethod, Share, Spec
 from graftwork_grad_cam.targets import as_target
 
@@ -58,7 +58,7 @@ def grad_cam_map(activations: Tensor, gradients: Tensor, *, counterfactual: bool
     if activations.shape != gradients[:, 0].shape:
         raise ValueError(f"activations {tuple(activations.shape)} and gradients {tuple(gradients.shape)} do not go together")
     weights = channel_weights(-gradients if counterfactual else gradients)
-    found = torch.einsum("btk,bkhw->bthw", weights, activations)
+    found = weighted_sum(weights, activations)
     return found.relu() if rectify else found
 
 

@@ -95,7 +95,8 @@ class _Rectifiers(TorchFunctionMode):
         if func in (functional.hardtanh, functional.hardtanh_) and self._lowest(args, kwargs) != 0:
             return func(*(args or (before,)), **kwargs, **({"inplace": True} if in_place and func is functional.hardtanh else {}))
         positive = before.detach() > 0
-        value = _under(self.rule, before, IN_PLACE.get(func, func)(before, *args[1:], **kwargs), positive)
+        source = before.clone() if in_place else before  # what the derivative is computed from must not be written over
+        value = _under(self.rule, source, IN_PLACE.get(func, func)(source, *args[1:], **kwargs), positive)
         return before.copy_(value) if in_place else value
 
     @staticmethod

@@ -76,7 +76,7 @@ def find_layout(
 ) -> Layout:
     """How an output of a given shape is laid out.
 
-    Four dimensions are channels first unless only (B, h, w, K) has the image's proportions. Three are tokens, on the grid that is
+    Four dimensions are channels first unless (B, h, w, K) comes nearer to the image's proportions. Three are tokens, on the grid that is
     given, the patches' grid, that grid halved some times (patch merging), or the one of the image's proportions.
 
     Args:
@@ -147,7 +147,10 @@ def _has_proportions(rows: int, columns: int, image: tuple[int, int]) -> bool:
 
 
 def _is_channels_last(shape: Sequence[int], image: tuple[int, int]) -> bool:
-    return len(shape) == 4 and not _has_proportions(shape[2], shape[3], image) and _has_proportions(shape[1], shape[2], image)
+    if len(shape) != 4 or not _has_proportions(shape[1], shape[2], image):
+        return False
+    first, last = (abs(math.log(rows * image[1] / (columns * image[0]))) for rows, columns in (shape[2:4], shape[1:3]))
+    return last < first
 
 
 def prefix_of(model: nn.Module) -> int | None:

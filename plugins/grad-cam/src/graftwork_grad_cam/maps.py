@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 from graftwork.kinds.dataset import Batch
 from graftwork_grad_cam.targets import Target
 
-__all__ = ["LayerReduce", "Normalization", "SaliencyMaps", "join_layers", "normalize_maps", "principal_maps", "resize_maps"]
+__all__ = ["LayerReduce", "Normalization", "SaliencyMaps", "join_layers", "normalize_maps", "principal_maps", "resize_maps", "weighted_sum"]
 
 Normalization: TypeAlias = Literal["none", "max", "minmax"]
 """How a map's values are scaled: not at all, by its maximum, or from 0 at its minimum to 1 at its maximum."""
@@ -78,6 +78,20 @@ def join_layers(maps: Sequence[Tensor], size: tuple[int, int], how: LayerReduce 
     return stacked.mean(dim=0) if how == "mean" else stacked.amax(dim=0)
 
 
+def weighted_sum(weights: Tensor, activations: Tensor) -> Tensor:
+    """Channels added up by weight, in the precision that they come in, whatever autocast says.
+
+    Args:
+        weights: (B, T, K).
+        activations: (B, K, h, w).
+
+    Returns:
+        (B, T, h, w).
+    """
+    with torch.autocast(activations.device.type, enabled=False):
+        return torch.einsum("btk,bkhw->bthw", weights, activations)
+
+
 def principal_maps(contributions: Tensor) -> Tensor:
     """Project each position's contributions on their first principal direction over the positions ("eigen smoothing").
 
@@ -91,7 +105,8 @@ def principal_maps(contributions: Tensor) -> Tensor:
     """
     rows = contributions.flatten(-2).transpose(-2, -1)  # (B, T, h*w, K)
     centred = rows - rows.mean(dim=-2, keepdim=True)
-    direction = torch.linalg.svd(centred, full_matrices=False).Vh[..., :1, :]
-    projected = torch.einsum("btnk,btok->btn", rows, direction)
+    with torch.autocast(rows.device.type, enabled=False):
+        direction = torch.linalg.svd(centred, full_matrices=False).Vh[..., :1, :]
+        projected = (rows @ direction.transpose(-2, -1)).squeeze(-1)
     agreement = (projected * rows.sum(dim=-1)).sum(dim=-1, keepdim=True)
     return torch.where(agreement < 0, -projected, projected).unflatten(-1, contributions.shape[-2:])

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from graftwork_multi_similarity.mining import MultiSimilarityMiner
+from graftwork_multi_similarity.pairs import full_precision
 from graftwork_multi_similarity.weighting import PairLoss
 
 __all__ = ["SIMILARITIES", "TARGETS", "Reaction", "Weighting", "reactions", "weight_curve"]
 
-TARGETS = torch.linspace(-1, 1, 21, dtype=torch.float64).tolist()
+TARGETS = [step / 10 for step in range(-10, 11)]
 """Where a similarity is moved to."""
 
 SPAN = 0.8
@@ -88,11 +89,12 @@ def reactions(weighting: Weighting, similarity: Tensor, positive: Tensor, negati
         One for each side and probe.
     """
     pairs = positive | negative
-    similarity = _stretched(similarity.double(), pairs)
+    similarity = _stretched(full_precision(similarity), pairs)
     before = weighting(similarity, positive, negative)
     shifts = _shifts(similarity, pairs)
     found = []
-    for index, (side, mask, hardness) in enumerate((("positive", positive, -similarity), ("negative", negative, similarity))):
+    sides: tuple[tuple[Side, Tensor, Tensor], ...] = (("positive", positive, -similarity), ("negative", negative, similarity))
+    for index, (side, mask, hardness) in enumerate(sides):
         watched = _largest(hardness, mask)
         probes = {
             "own": (_moves(similarity, watched), watched),
@@ -104,7 +106,7 @@ def reactions(weighting: Weighting, similarity: Tensor, positive: Tensor, negati
             after = [weighting(moved, positive, negative)[index] for moved in moves]
             change = torch.stack([(weights - before[index]).abs().masked_fill(~seen, 0.0).max() for weights in after])
             largest = torch.stack([weights.max() for weights in (before[index], *after)]).max()
-            found.append(Reaction(side, probe, float(change.max() / largest.clamp(min=torch.finfo(torch.float64).tiny))))
+            found.append(Reaction(side, probe, float(change.max() / largest.clamp(min=torch.finfo(largest.dtype).tiny))))
     return found
 
 

@@ -50,7 +50,7 @@ class PairWeights(Evaluator):
 
     def __init__(
         self,
-        losses: list[PairLossName] = list(PAIR_LOSSES),  # type: ignore[arg-type, assignment]  # noqa: B006 - read only
+        losses: list[PairLossName] = list(PAIR_LOSSES),  # type: ignore[arg-type]  # noqa: B006 - read only
         split: Split = "test",
         classes: Annotated[int, Field(ge=2)] = 5,
         instances: Annotated[int, Field(ge=2)] = 8,
@@ -66,7 +66,7 @@ class PairWeights(Evaluator):
             raise ValueError(f"parameters are given for {', '.join(strangers)}, which losses leaves out")
         self.split, self.classes, self.instances = split, classes, instances
         miner = None if epsilon is None else MultiSimilarityMiner(epsilon)
-        self.weightings = {
+        self.weightings: dict[str, Weighting] = {
             name: Weighting(pair_loss(name, **parameters.get(name, {})), miner if name == "multi-similarity" else None) for name in losses
         }
 
@@ -117,7 +117,7 @@ class PairWeights(Evaluator):
 
 
 def balanced_batch(model: Any, data: Dataset, split: str, classes: int, instances: int) -> tuple[Tensor, Tensor]:
-    """Embeddings (classes * instances, d) and labels of the first samples of a split that fill so many classes.
+    """Embeddings (classes * instances, d) and labels, on the CPU, of the first samples of a split that fill so many classes.
 
     Raises:
         DataError: if the split does not have them.
@@ -138,7 +138,7 @@ def balanced_batch(model: Any, data: Dataset, split: str, classes: int, instance
         raise DataError(f'{classes} classes with {instances} samples each were asked for; split "{split}" has {len(full)} such classes')
     chosen = sorted(full)[:classes]
     embeddings = torch.stack([row for label in chosen for row in full[label]])
-    return embeddings, torch.tensor(chosen, device=embeddings.device).repeat_interleave(instances)
+    return embeddings.cpu(), torch.tensor(chosen).repeat_interleave(instances)
 
 
 def _reaction_table(found: dict[str, list[Reaction]]) -> Table:

@@ -33,18 +33,17 @@ def draw_weights(
 
     Args:
         weightings: name -> loss with its miner.
-        similarity: (m, m).
+        similarity: (m, m), on the CPU, as all that follows.
         masks: (m, m) of positives and negatives.
         weights: name -> W+ and W-.
         reactions: name -> what the loss reacts to.
     """
     figure = Figure(figsize=(2.9 * len(weightings) + 0.6, 5.6), layout="constrained")
     axes = figure.subplots(2, len(weightings), sharex=True, squeeze=False)
-    similarity, masks = similarity.cpu(), (masks[0].cpu(), masks[1].cpu())
     anchors = _anchors(similarity, *masks)
     for column, (name, weighting) in enumerate(weightings.items()):
         for row, side in ((0, "negative"), (1, "positive")):
-            _panel(axes[row, column], weighting, similarity, masks, weights[name][side == "negative"].cpu(), side, anchors)
+            _panel(axes[row, column], weighting, similarity, masks, weights[name][side == "negative"], side, anchors)
             told = [one.probe for one in reactions[name] if one.side == side and one.reacts and one.probe != "own"]
             axes[row, column].set_title(f"reacts to {' · '.join(told)}" if told else "constant", fontsize=9, color=INK, loc="right")
         mined = "" if weighting.miner is None else " (mined)"
@@ -52,7 +51,7 @@ def draw_weights(
             f"{name}{mined}", (0.5, 1.16), xycoords="axes fraction", ha="center", fontsize=12, fontweight="bold", color=INK
         )
         axes[1, column].set_xlabel("similarity of the pair", fontsize=10, color=INK)
-    keys = [Line2D([], [], color=INK, linestyle=style, linewidth=1.4, label=label) for label, style in STYLES.items()]
+    keys = [Line2D([], [], color=INK, linestyle=style, linewidth=1.4, label=label) for label, style in STYLES.items()]  # type: ignore[arg-type]
     axes[0, 0].legend(handles=keys, title="neighbours", loc="upper left", fontsize=8, title_fontsize=8, frameon=False)
     axes[0, 0].set_ylabel("weight of negative pairs\n(pushed apart)", fontsize=10, color=NEGATIVE)
     axes[1, 0].set_ylabel("weight of positive pairs\n(drawn together)", fontsize=10, color=POSITIVE)

@@ -142,7 +142,8 @@ class EmbeddingObjective(Objective):
         """One over the model, its rates times `backbone_lr_mul`, and the head."""
         groups = parameter_groups(model, make)
         if self.backbone_lr_mul != 1:
-            groups = [{**group, "lr": group.get("lr", make.lr) * self.backbone_lr_mul} for group in groups]  # type: ignore[attr-defined]
+            rate = make.lr  # type: ignore[attr-defined]
+            groups = [{**group, "lr": group.get("lr", rate) * self.backbone_lr_mul} for group in groups]
         return make([*groups, *parameter_groups(self, make)])
 
     def export(self, model: Any) -> Any:

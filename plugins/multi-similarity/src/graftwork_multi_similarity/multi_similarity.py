@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -140,17 +141,19 @@ def mine_and_weigh(
     block_rows: int | None = None,
     compile: bool = False,
 ) -> tuple[Tensor, PairTally]:
-    """`multi_similarity_loss` with what was counted on the way; checks nothing and never waits for the device.
+    """`multi_similarity_loss` of at least one anchor, with what was counted; checks nothing and never waits for the device.
 
     Returns:
         The loss, 0-d, and the tally of its pairs, without gradients.
     """
     with torch.autocast(embeddings.device.type, enabled=False):
         anchors = unit_length(embeddings)
-        references = None if ref_emb is None else unit_length(ref_emb)
-        columns = len(anchors) if references is None else len(references)
+        if ref_emb is None or ref_labels is None:
+            references, ref_labels, self_index = anchors, labels, torch.arange(len(labels), device=labels.device)
+        else:
+            references = unit_length(ref_emb)
         if block_rows is None:
-            block_rows = BLOCK.get(anchors.device.type, DEVICE_BLOCK) // max(1, columns)
+            block_rows = BLOCK.get(anchors.device.type, DEVICE_BLOCK) // max(1, len(references))
         rows = _compiled_rows() if compile else weigh_rows
         loss, *tally = _BlockedLoss.apply(anchors, references, labels, ref_labels, self_index, settings, max(1, block_rows), rows)
     return loss, PairTally(*tally)
@@ -201,8 +204,6 @@ def weigh_rows(similarity: Tensor, same: Tensor, itself: Tensor | None, settings
     positive_loss, positive_mass = _log_one_plus_sum(positives, -alpha, alpha * threshold, hardest_positive, active)
     negative_loss, negative_mass = _log_one_plus_sum(negatives, beta, -beta * threshold, hardest_negative, active)
     losses = (positive_loss / alpha + negative_loss / beta)[:, 0]
-    broken = hardest_positive.isnan() | hardest_negative.isnan()
-    losses = losses.masked_fill(broken[:, 0], math.nan)
     tally = PairTally.of_rows(
         (positive_count, negative_count, *kept), hardest_positive[:, 0], hardest_negative[:, 0], (positive_mass[:, 0], negative_mass[:, 0])
     )
@@ -231,47 +232,39 @@ def _compiled_rows() -> Callable[..., RowResult]:
 
 
 class _BlockedLoss(torch.autograd.Function):
-    """The mean of `weigh_rows`' losses over blocks of rows, with its gradient in the anchors and the references."""
+    """The mean of `weigh_rows`' losses over blocks of rows; forward takes the gradients in anchors and references along the way."""
 
     @staticmethod
     def forward(
         ctx: Any,
         anchors: Tensor,
-        references: Tensor | None,
+        references: Tensor,
         labels: Tensor,
-        ref_labels: Tensor | None,
+        ref_labels: Tensor,
         self_index: Tensor | None,
         settings: MultiSimilaritySettings,
         block_rows: int,
         rows: Callable[..., RowResult],
     ) -> tuple[Tensor, ...]:
-        """Loss and tally of anchors (m, d) against references (r, d), both of unit length."""
-        alone = references is None or ref_labels is None
-        others, other_labels = (anchors, labels) if alone else (references, ref_labels)
-        position = torch.arange(len(anchors), device=anchors.device) if alone else self_index
-        wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[1] or (alone and ctx.needs_input_grad[0])
-        to_anchors = torch.empty_like(anchors) if wanted[0] else None
-        to_others = torch.zeros_like(others) if wanted[1] else None
-        total, tally = anchors.new_zeros(()), None
+        """Loss and tally of anchors (m, d) against references (r, d), both of unit length; they may be one tensor."""
+        to_anchors = torch.empty_like(anchors) if ctx.needs_input_grad[0] else None
+        to_references = torch.zeros_like(references) if ctx.needs_input_grad[1] else None
+        losses, tallies = [], []
         for start in range(0, len(anchors), block_rows):
             block = slice(start, start + block_rows)
-            itself = None if position is None else position[block, None]
-            result = rows(anchors[block] @ others.T, labels[block, None] == other_labels, itself, settings)
-            total += result.losses.sum()
-            tally = result.tally if tally is None else tally + result.tally
+            itself = None if self_index is None else self_index[block, None]
+            result = rows(anchors[block] @ references.T, labels[block, None] == ref_labels, itself, settings)
+            losses.append(result.losses.sum())
+            tallies.append(result.tally)
             if to_anchors is not None:
-                to_anchors[block] = result.gradient @ others
-            if to_others is not None:
-                to_others.addmm_(result.gradient.T, anchors[block])
-        count = max(1, len(anchors))
-        if alone and to_anchors is not None:
-            to_anchors += to_others
-            to_others = None
-        gradients = [None if gradient is None else gradient.div_(count) for gradient in (to_anchors, to_others)]
+                torch.mm(result.gradient, references, out=to_anchors[block])
+            if to_references is not None:
+                to_references.addmm_(result.gradient.T, anchors[block])
+        gradients = [None if gradient is None else gradient.div_(len(anchors)) for gradient in (to_anchors, to_references)]
         ctx.save_for_backward(*gradients)
-        outputs = (total / count, *vars(tally).values())
-        ctx.mark_non_differentiable(*outputs[1:])
-        return outputs
+        counted = vars(functools.reduce(operator.add, tallies)).values()
+        ctx.mark_non_differentiable(*counted)
+        return torch.stack(losses).sum() / len(anchors), *counted
 
     @staticmethod
     @once_differentiable

@@ -52,6 +52,9 @@ class MultiSimilarity(EmbeddingObjective):
             batch is looked at; later, embeddings that are not finite make the loss NaN.
     """
 
+    past_embeddings: Tensor
+    past_labels: Tensor
+
     def __init__(
         self,
         preset: Literal["code", "paper"] = "code",

@@ -58,10 +58,9 @@ def pair_masks(labels: Tensor, ref_labels: Tensor | None = None, self_index: Ten
     Returns:
         Two (m, r) boolean masks. The pair of an anchor with itself is in neither.
     """
-    alone = ref_labels is None
-    same = labels[:, None] == (labels if alone else ref_labels)
+    same = labels[:, None].eq(labels if ref_labels is None else ref_labels)
     negative = ~same
-    if alone:
+    if ref_labels is None:
         same.fill_diagonal_(False)
     elif self_index is not None:
         itself = self_index[:, None]

@@ -144,6 +144,7 @@ def _number(default: float, description: str, positive: bool = False) -> float:
     return field(default=default, metadata={"description": description, "positive": positive})
 
 
+@dataclass(frozen=True)
 class _Parametric(PairLoss):
     """Checks the numbers that a loss is built with."""
 

@@ -143,7 +143,7 @@ class VQAAnswerTarget(Target):
     The question is each sample's `input_ids` (with `attention_mask`, `token_type_ids`), or its `text`.
 
     Args:
-        answer: an answer in words, by the model's `config.label2id`, or its index; one for all or one a sample. One that the model
+        answer: an answer in words, by the model's `config.id2label`, or its index; one for all or one a sample. One that the model
             does not know is replaced by what it predicts, with a warning. None: what it predicts.
         tokenizer: of transformers, for a `text`; by default the model's own `tokenizer`.
     """
@@ -157,7 +157,8 @@ class VQAAnswerTarget(Target):
         image = batch[image_key(model, batch)]
         prepared = with_words(model, batch, self.tokenizer, image.device)
         answers = self.answer if isinstance(self.answer, (list, tuple)) else [self.answer] * len(image)
-        known = getattr(getattr(model, "config", None), "label2id", None) or {}
+        config = getattr(model, "config", None)
+        known = {label: index for index, label in (getattr(config, "id2label", None) or {}).items()}
         indices = [answer if isinstance(answer, int) else known.get(answer, -1) for answer in answers]
         unknown = sorted({answer for answer in answers if isinstance(answer, str) and answer not in known})
         if unknown:

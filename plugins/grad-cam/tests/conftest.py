@@ -63,7 +63,11 @@ ZOO: dict[str, tuple[str, str, dict[str, Any]]] = {
         "SwinForImageClassification",
         {"image_size": 64, "patch_size": 4, "embed_dim": 8, "depths": [1, 1, 2], "num_heads": [1, 2, 4], "window_size": 4, "num_labels": 4},
     ),
-    "convnext": ("ConvNextConfig", "ConvNextForImageClassification", {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2, "num_labels": 4, "layer_scale_init_value": 1.0}),
+    "convnext": (
+        "ConvNextConfig",
+        "ConvNextForImageClassification",
+        {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2, "num_labels": 4, "layer_scale_init_value": 1.0},
+    ),
     "resnet": (
         "ResNetConfig",
         "ResNetForImageClassification",
@@ -142,3 +146,70 @@ def loaded(stored: Callable[[str], Path]) -> Callable[[str], nn.Module]:
     import transformers
 
     return lambda name: getattr(transformers, ZOO[name][1]).from_pretrained(stored(name)).eval()
+
+
+class Colours(nn.Module):
+    """A classifier of red, green and blue whose evidence is known: each class's logit is the mean of its channel, times ten."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.act = nn.Conv2d(3, 3, 1, bias=False), nn.ReLU()
+        self.pool, self.head = nn.AdaptiveAvgPool2d(1), nn.Linear(3, 3, bias=False)
+        with torch.no_grad():
+            self.conv.weight.copy_(torch.eye(3)[:, :, None, None])
+            self.head.weight.copy_(10 * torch.eye(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.pool(self.act(self.conv(x))).flatten(1))
+
+
+@pytest.fixture
+def colours() -> Colours:
+    return Colours().eval()
+
+
+def coloured_scenes(count: int = 6, side: int = 32):
+    """Two squares a scene, of different colours and brightness: image, mask (class + 1), boxes, labels, label of the brighter one."""
+    generator = torch.Generator().manual_seed(0)
+    samples = []
+    for index in range(count):
+        image, mask = torch.zeros(3, side, side), torch.zeros(side, side, dtype=torch.long)
+        classes = torch.randperm(3, generator=generator)[:2]
+        boxes = []
+        for place, (colour, light) in enumerate(zip(classes.tolist(), (1.0, 0.6), strict=True)):
+            x, y = int(torch.randint(0, 5, (1,), generator=generator)) + 17 * place, int(torch.randint(0, 20, (1,), generator=generator))
+            image[colour, y : y + 10, x : x + 10] = light
+            mask[y : y + 10, x : x + 10] = colour + 1
+            boxes.append([x, y, x + 10, y + 10])
+        samples.append(
+            {
+                "image": image,
+                "mask": mask,
+                "boxes": torch.tensor(boxes).float(),
+                "labels": classes,
+                "label": int(classes[0]),
+                "index": index,
+            }
+        )
+    return samples
+
+
+@pytest.fixture
+def scenes():
+    from graftwork import Dataset, DatasetInfo
+
+    return Dataset({"test": coloured_scenes()}, DatasetInfo(classes=("red", "green", "blue"), channels=3, size=(32, 32)))
+
+
+def without(data, *keys):
+    from graftwork import Dataset
+
+    return Dataset(
+        {name: [{k: v for k, v in sample.items() if k not in keys} for sample in split] for name, split in data.items()}, data.info
+    )
+
+
+@pytest.fixture
+def drop() -> Callable:
+    """drop(data, "mask"): the same data without a key."""
+    return without

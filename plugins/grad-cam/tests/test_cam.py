@@ -15,7 +15,8 @@ def test_grad_cam_times_the_number_of_positions_is_the_rectified_cam_for_every_c
     found = grad_cam(gap, x, {"name": "class", "each": [0, 1, 2, 3, 4]}, "features").raw["features"] * (8 * 12)
     reference = cam(gap, x, {"name": "class", "each": [0, 1, 2, 3, 4]}).raw["features"]
     torch.testing.assert_close(found, reference.relu(), rtol=1e-5, atol=1e-6)
-    assert (reference < 0).any() and (reference > 0).any()
+    assert (reference < 0).any()
+    assert (reference > 0).any()
 
 
 def test_grad_cams_weights_are_the_heads_over_the_number_of_positions(gap):
@@ -36,7 +37,9 @@ def test_the_map_is_a_weighted_sum():
 
 
 def test_where_pooling_follows_the_last_relu_cam_takes_what_is_averaged():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    ).eval()
     x = torch.rand(2, 3, 16, 16)
     assert list(cam(model, x, 0).raw) == ["2"]
     assert list(grad_cam(model, x, 0).raw) == ["1"]
@@ -62,4 +65,6 @@ def test_other_networks_are_refused(flat, gap):
 def test_the_model_is_left_as_it_was(gap):
     gap.train()
     cam(gap, torch.rand(2, 3, 16, 16), 0)
-    assert gap.training and all(p.requires_grad for p in gap.parameters()) and not any(m._forward_hooks for m in gap.modules())
+    assert gap.training
+    assert all(p.requires_grad for p in gap.parameters())
+    assert not any(m._forward_hooks for m in gap.modules())

@@ -129,8 +129,15 @@ def test_the_model_and_torch_are_left_as_they_were(gap):
     with pytest.raises(RuntimeError, match="stop"):
         guided_backprop(gap, images(), lambda out: (_ for _ in ()).throw(RuntimeError("stop")))
     guided_backprop(gap, images(), 1)
-    assert before == (functional.relu, torch.relu, [type(module) for module in gap.modules()], [len(m._forward_hooks) for m in gap.modules()])
-    assert gap.features[1].inplace and gap.training and all(p.grad is None and p.requires_grad for p in gap.parameters())
+    assert before == (
+        functional.relu,
+        torch.relu,
+        [type(module) for module in gap.modules()],
+        [len(m._forward_hooks) for m in gap.modules()],
+    )
+    assert gap.features[1].inplace
+    assert gap.training
+    assert all(p.grad is None and p.requires_grad for p in gap.parameters())
     x = images().requires_grad_()
     (again,) = torch.autograd.grad(gap.eval()(x)[:, 0].sum(), x)
     assert torch.equal(again, guided_backprop(gap, x.detach(), 0, "plain"))
@@ -154,7 +161,8 @@ def test_several_classes_have_a_map_each(gap):
 def test_gelu_networks_of_transformers_are_gated(loaded, name):
     model, x = loaded(name), torch.rand(2, 3, 64, 96)
     guided, plain = guided_backprop(model, x, 1), guided_backprop(model, x, 1, "plain")
-    assert guided.shape == x.shape and guided.isfinite().all()
+    assert guided.shape == x.shape
+    assert guided.isfinite().all()
     assert not torch.allclose(guided, plain)
 
 

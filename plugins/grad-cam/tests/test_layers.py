@@ -56,7 +56,9 @@ def test_layouts_are_found_from_shapes(shape, image, patches, expected):
 def test_tokens_that_do_not_fit_the_grid_are_told_with_their_numbers():
     with pytest.raises(InterfaceError, match="gives 197 tokens, which do not match 1 prefix tokens, a grid of 7 x 8 = 56"):
         find_layout((2, 197, 8), (224, 224), grid=(7, 8), prefix=1)
-    with pytest.raises(InterfaceError, match=r"30 tokens.* 2 prefix tokens, a grid of 4 x 6 = 24 and 5 behind it: give `grid` and `prefix_tokens`"):
+    with pytest.raises(
+        InterfaceError, match=r"30 tokens.* 2 prefix tokens, a grid of 4 x 6 = 24 and 5 behind it: give `grid` and `prefix_tokens`"
+    ):
         find_layout((2, 30, 8), (64, 96), (4, 6, 8), prefix=2, suffix=5)
 
 
@@ -69,7 +71,9 @@ def test_a_layout_that_the_output_cannot_have_is_refused():
 
 
 def vgg() -> nn.Sequential:
-    features = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+    features = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)
+    )
     return nn.Sequential(features, nn.AdaptiveAvgPool2d(7), nn.Flatten(), nn.Dropout(), nn.Linear(6 * 49, 3))
 
 

@@ -45,7 +45,9 @@ def test_classifiers_give_maps_of_every_class(loaded, name):
     model, x = loaded(name), images()
     found = grad_cam(model, x, "top-4")
     assert found.maps.shape == (2, 4, 64, 96)
-    assert (found.maps >= 0).all() and found.maps.isfinite().all() and found.maps.amax() > 0
+    assert (found.maps >= 0).all()
+    assert found.maps.isfinite().all()
+    assert found.maps.amax() > 0
     torch.testing.assert_close(found.scores, model(x).logits.sort(dim=1, descending=True).values)
     assert guided_grad_cam(model, x, 1).raw["image"].shape == (2, 1, 3, 64, 96)
 
@@ -101,7 +103,8 @@ def test_a_captions_score_is_the_sum_of_its_words_log_probabilities(loaded):
     log_p = model(pixel_values=x, input_ids=ids, attention_mask=mask).logits.log_softmax(dim=-1)
     expected = [sum(log_p[0, t - 1, ids[0, t]] for t in (1, 2, 3)), sum(log_p[1, t - 1, ids[1, t]] for t in (1, 2))]
     torch.testing.assert_close(found.scores[:, 0], torch.stack(expected).detach())
-    assert found.maps.shape == (2, 1, 64, 64) and found.maps.amax(dim=(1, 2, 3)).gt(0).any()
+    assert found.maps.shape == (2, 1, 64, 64)
+    assert found.maps.amax(dim=(1, 2, 3)).gt(0).any()
 
 
 def test_without_a_caption_the_model_writes_it(loaded):
@@ -129,7 +132,8 @@ def test_one_words_log_probability_grounds_the_word(loaded):
     parts = [grad_cam(model, x, CaptionTarget("a dog on grass", positions=(index,), tokenizer=Tokenizer())) for index in range(4)]
     torch.testing.assert_close(sum(part.scores for part in parts), whole.scores)
     dog = grad_cam(model, x, CaptionTarget("a dog on grass", word="dog", tokenizer=Tokenizer()))
-    assert torch.equal(dog.scores, parts[1].scores) and torch.equal(dog.maps, parts[1].maps)
+    assert torch.equal(dog.scores, parts[1].scores)
+    assert torch.equal(dog.maps, parts[1].maps)
     assert not torch.allclose(dog.scores, whole.scores)
 
 
@@ -182,7 +186,10 @@ def test_the_patches_of_a_vilt_stay_where_they_are(loaded):
     model, batch = loaded("vilt"), question()
     changed = batch["image"].clone()
     changed[:, :, 16:32, 64:80] += 1
-    tokens = [observe(model, {**batch, "image": x}, VQAAnswerTarget("red"), "vilt.embeddings").layers["vilt.embeddings"][0] for x in (batch["image"], changed)]
+    tokens = [
+        observe(model, {**batch, "image": x}, VQAAnswerTarget("red"), "vilt.embeddings").layers["vilt.embeddings"][0]
+        for x in (batch["image"], changed)
+    ]
     moved = (tokens[0].activations - tokens[1].activations).abs().amax(dim=1) > 1e-6
     assert moved.nonzero().tolist() == [[0, 1, 4], [1, 1, 4]]
     with pytest.raises(DataError, match="ViLT fills padded images up with patches drawn at random"):
@@ -206,7 +213,8 @@ def test_a_segmentation_score_sums_logits_over_the_pixels_of_the_class(loaded):
     found = grad_cam(model, x, {"name": "segmentation", "classes": wanted})
     expected = (logits[:, wanted] * (logits.argmax(dim=1) == wanted)).sum(dim=(1, 2))
     torch.testing.assert_close(found.scores[:, 0], expected.detach(), rtol=1e-4, atol=1e-3)
-    assert found.maps.shape == (2, 1, 64, 96) and found.maps[0].max() > 0
+    assert found.maps.shape == (2, 1, 64, 96)
+    assert found.maps[0].max() > 0
 
 
 def test_a_region_can_be_given_or_read_from_the_samples_mask(loaded):
@@ -226,8 +234,11 @@ def test_a_region_can_be_given_or_read_from_the_samples_mask(loaded):
 
 def test_a_class_without_pixels_has_an_empty_map(loaded):
     model, x = loaded("segformer"), images()
-    found = grad_cam(model, {"image": x, "mask": torch.zeros(2, 64, 96, dtype=torch.long)}, {"name": "segmentation", "classes": 3, "region": "mask"})
-    assert not found.maps.any() and not found.scores.any()
+    found = grad_cam(
+        model, {"image": x, "mask": torch.zeros(2, 64, 96, dtype=torch.long)}, {"name": "segmentation", "classes": 3, "region": "mask"}
+    )
+    assert not found.maps.any()
+    assert not found.scores.any()
 
 
 def test_a_detection_score_is_the_best_matching_boxes_logit_plus_its_overlap(loaded):
@@ -246,14 +257,16 @@ def test_a_detection_score_is_the_best_matching_boxes_logit_plus_its_overlap(loa
 
 def test_a_box_that_nothing_overlaps_enough_scores_nothing(loaded):
     found = grad_cam(loaded("yolos"), images(), {"name": "detection", "boxes": [[0, 0, 2, 2]], "min_iou": 0.5})
-    assert not found.scores.any() and not found.maps.any()
+    assert not found.scores.any()
+    assert not found.maps.any()
 
 
 def test_samples_with_unequal_numbers_of_boxes_are_padded(loaded):
     boxes = [torch.tensor([[1.0, 2, 50, 60]]), torch.tensor([[1.0, 2, 50, 60], [20.0, 10, 90, 50]])]
     found = grad_cam(loaded("yolos"), {"image": images(), "boxes": boxes}, "detection")
     assert found.scores.shape == (2, 2)
-    assert found.scores[0, 1] == 0 and found.scores[1, 1] != 0
+    assert found.scores[0, 1] == 0
+    assert found.scores[1, 1] != 0
     (evidence,) = next(iter(observe(loaded("yolos"), {"image": images(), "boxes": boxes}, "detection").layers.values()))
     assert evidence.gradients.flatten(2).any(dim=2).tolist() == [[True, False], [True, True]]
 
@@ -270,9 +283,12 @@ def test_an_image_text_score_is_their_cosine(loaded):
     model, x, ids = loaded("clip"), images(64), torch.tensor([[1, 10, 11, 2], [1, 14, 12, 2]])
     output = model(pixel_values=x, input_ids=ids)
     found = grad_cam(model, {"image": x, "input_ids": ids}, "image-text")
-    torch.testing.assert_close(found.scores[:, 0], cosine_similarity(output.image_embeds, output.text_embeds).detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        found.scores[:, 0], cosine_similarity(output.image_embeds, output.text_embeds).detach(), rtol=1e-4, atol=1e-5
+    )
     other_side = grad_cam(model, {"image": x, "input_ids": ids}, "image-text", counterfactual=True)
-    assert found.maps.shape == (2, 1, 64, 64) and (found.maps + other_side.maps).amax(dim=(1, 2, 3)).gt(0).all()
+    assert found.maps.shape == (2, 1, 64, 64)
+    assert (found.maps + other_side.maps).amax(dim=(1, 2, 3)).gt(0).all()
 
 
 def test_texts_that_are_given_have_a_map_each_for_every_image(loaded):
@@ -286,7 +302,9 @@ def test_texts_that_are_given_have_a_map_each_for_every_image(loaded):
 def test_an_embeddings_score_is_its_dot_product_with_the_reference(loaded):
     model, x, reference = loaded("clip"), images(64), torch.randn(8)
     features = model.get_image_features(pixel_values=x).pooler_output
-    torch.testing.assert_close(grad_cam(model, x, {"name": "embedding", "reference": reference.tolist()}).scores[:, 0], (features @ reference).detach())
+    torch.testing.assert_close(
+        grad_cam(model, x, {"name": "embedding", "reference": reference.tolist()}).scores[:, 0], (features @ reference).detach()
+    )
     cosine = grad_cam(model, x, {"name": "embedding", "reference": reference, "cosine": True}).scores[:, 0]
     torch.testing.assert_close(cosine, cosine_similarity(features, reference[None]).detach())
     with pytest.raises(InterfaceError, match=r"the reference is \(1, 3\), but the model's embeddings are \(1, 8\)"):
@@ -295,4 +313,5 @@ def test_an_embeddings_score_is_its_dot_product_with_the_reference(loaded):
 
 def test_half_precision_transformers_take_float32_images(loaded):
     found = grad_cam(loaded("vit").bfloat16(), images(), 1)
-    assert found.maps.dtype == torch.float32 and found.maps.max() > 0
+    assert found.maps.dtype == torch.float32
+    assert found.maps.max() > 0

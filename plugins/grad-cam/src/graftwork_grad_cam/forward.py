@@ -83,7 +83,9 @@ class _PatchesInOrder(TorchFunctionMode):
 def _refuse_padding(batch: Mapping[str, Any]) -> None:
     mask = batch.get("pixel_mask")
     if isinstance(mask, Tensor) and not bool(mask.all()):
-        raise DataError("ViLT fills padded images up with patches drawn at random: give images of one size, with a pixel_mask of ones or none")
+        raise DataError(
+            "ViLT fills padded images up with patches drawn at random: give images of one size, with a pixel_mask of ones or none"
+        )
 
 
 def token_ids_key(model: nn.Module) -> str:

@@ -93,7 +93,7 @@ def weighted_sum(weights: Tensor, activations: Tensor) -> Tensor:
 
 
 def principal_maps(contributions: Tensor) -> Tensor:
-    """Project each position's contributions on their first principal direction over the positions ("eigen smoothing").
+    """Each position's contributions, less their mean over positions, on their first principal direction ("eigen smoothing").
 
     A direction has no sign of its own: the one is taken that agrees with the plain sum over channels.
 
@@ -107,6 +107,6 @@ def principal_maps(contributions: Tensor) -> Tensor:
     centred = rows - rows.mean(dim=-2, keepdim=True)
     with torch.autocast(rows.device.type, enabled=False):
         direction = torch.linalg.svd(centred, full_matrices=False).Vh[..., :1, :]
-        projected = (rows @ direction.transpose(-2, -1)).squeeze(-1)
-    agreement = (projected * rows.sum(dim=-1)).sum(dim=-1, keepdim=True)
+        projected = (centred @ direction.transpose(-2, -1)).squeeze(-1)
+    agreement = (projected * centred.sum(dim=-1)).sum(dim=-1, keepdim=True)
     return torch.where(agreement < 0, -projected, projected).unflatten(-1, contributions.shape[-2:])

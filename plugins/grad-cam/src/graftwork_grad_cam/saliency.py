@@ -187,5 +187,7 @@ def _title(true: str | None, predicted: str | None) -> tuple[str, bool | None]:
 def _notes(explained: Sequence[str], predicted: str | None, maxima: Sequence[float]) -> list[str]:
     """Under each map: what it explains, where that is not what the title says; and that it is empty, where it is."""
     told = [f"for {truncated(each, 30)}" for each in explained] if explained and list(explained) != [predicted] else [""] * len(maxima)
-    notes = [" ".join(filter(None, (what, "" if highest > 0 else "no evidence found"))) for what, highest in zip(told, maxima, strict=False)]
+    notes = [
+        " ".join(filter(None, (what, "" if highest > 0 else "no evidence found"))) for what, highest in zip(told, maxima, strict=False)
+    ]
     return ["", *notes] if any(notes) else []

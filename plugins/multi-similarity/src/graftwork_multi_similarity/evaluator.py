@@ -17,7 +17,7 @@ from graftwork_multi_similarity.figure import draw_weights
 from graftwork_multi_similarity.mining import MultiSimilarityMiner
 from graftwork_multi_similarity.objective import PairLossName
 from graftwork_multi_similarity.pairs import check_finite, cosine_similarities, pair_masks
-from graftwork_multi_similarity.weighting import PAIR_LOSSES, check_sound, pair_loss
+from graftwork_multi_similarity.weighting import PAIR_LOSSES, pair_loss
 
 if TYPE_CHECKING:
     from graftwork.run import Run
@@ -87,7 +87,6 @@ class PairWeights(Evaluator):
         found: dict[str, list[Reaction]] = {}
         metrics: dict[str, float] = {}
         for name, weighting in self.weightings.items():
-            check_sound(*weights[name])
             found[name] = reactions(weighting, similarity, *masks)
             for side, weight, mask in zip(("positives", "negatives"), weights[name], masks, strict=True):
                 metrics[f"{name}/weighted_{side}"] = float((weight > 0).sum() / mask.sum())

@@ -181,7 +181,7 @@ def weigh_rows(similarity: Tensor, same: Tensor, itself: Tensor | None, settings
 
     Args:
         similarity: (c, r).
-        same: (c, r) mask of equal labels; overwritten.
+        same: (c, r) mask of equal labels.
         itself: (c, 1) position of each anchor among the references, or None.
         settings: the hyperparameters.
     """

@@ -369,6 +369,7 @@ def test_under_autocast_the_domain_loss_is_summed_in_single_precision(towers: An
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_torch_compile_keeps_loss_and_gradients(tower: nn.Module, batches: dict) -> None:
     objective = built(tower)
     compiled = torch.compile(objective, backend="aot_eager")

@@ -47,11 +47,11 @@ def test_where_pooling_follows_the_last_relu_cam_takes_what_is_averaged():
 
 
 def test_other_networks_are_refused(flat, gap):
-    with pytest.raises(InterfaceError, match='those of Flat are not that of layer "conv": use grad-cam'):
+    with pytest.raises(InterfaceError, match=r'those of Flat are not that of layer "conv": use grad-cam'):
         cam(flat, torch.rand(2, 3, 4, 4), 0)
-    with pytest.raises(InterfaceError, match='those of Gap are not that of layer "features.1"'):
+    with pytest.raises(InterfaceError, match=r'those of Gap are not that of layer "features.1"'):
         cam(gap, torch.rand(2, 3, 16, 16), 0, "features.1")
-    with pytest.raises(InterfaceError, match='the head "features.0" is a Conv2d, not a linear layer'):
+    with pytest.raises(InterfaceError, match=r'the head "features.0" is a Conv2d, not a linear layer'):
         cam(gap, torch.rand(2, 3, 16, 16), 0, head="features.0")
     with pytest.raises(InterfaceError, match="class 7 is asked for, but the model has 5 classes"):
         cam(gap, torch.rand(2, 3, 16, 16), 7)

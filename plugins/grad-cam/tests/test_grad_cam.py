@@ -377,7 +377,7 @@ def test_a_class_out_of_range_is_told_the_number_of_classes(gap):
 
 def test_a_layer_that_did_not_run_is_named(gap):
     gap.spare = nn.Conv2d(3, 3, 1)
-    with pytest.raises(InterfaceError, match="did not run in the forward pass.*: layer spare"):
+    with pytest.raises(InterfaceError, match=r"did not run in the forward pass.*: layer spare"):
         grad_cam(gap, images(), 0, "spare")
 
 

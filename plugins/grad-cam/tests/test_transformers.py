@@ -117,7 +117,7 @@ def test_without_a_caption_the_model_writes_it(loaded):
 
 def test_a_caption_in_words_needs_a_tokenizer(loaded):
     model, x = loaded("blip"), images(64)
-    with pytest.raises(InterfaceError, match="carries no tokenizer: set model.tokenizer"):
+    with pytest.raises(InterfaceError, match=r"carries no tokenizer: set model.tokenizer"):
         grad_cam(model, x, CaptionTarget("a dog"))
     model.tokenizer = Tokenizer()
     together = grad_cam(model, x, CaptionTarget(("a dog on grass", "a cat")))

@@ -66,7 +66,7 @@ def denoising_map(scatter: Tensor, noise: float = 0.5, eta: float = 1e-5) -> Ten
     products = scatter[:-1] * kept  # (D, D + 1)
     factor, failed = torch.linalg.cholesky_ex(corrupted)
     if failed:
-        raise ValueError(f"features that are constant or depend on one another make mSDA singular at eta {eta}: raise eta")
+        raise ValueError(f"features that are constant or depend on one another make mSDA singular at eta {eta:g}: raise eta")
     return torch.cholesky_solve(products.T, factor).T
 
 

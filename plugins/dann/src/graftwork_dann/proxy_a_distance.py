@@ -240,6 +240,10 @@ def _errors_figure(results: Sequence[ProbeResult], distance: float) -> Any:
     axes.text(strengths[0], 0.505, "chance: the domains cannot be told apart", color="0.5", fontsize=8, va="bottom")
     axes.plot(strengths, [result.train_error for result in results], color="#9ecae1", marker="o", markersize=4, label="training half")
     axes.plot(strengths, [result.test_error for result in results], color="#08519c", marker="o", markersize=4, label="held-out half")
+    stopped = [result for result in results if not result.converged]
+    if stopped:
+        where = [result.strength for result in stopped], [result.test_error for result in stopped]
+        axes.scatter(*where, s=16, color="white", edgecolors="#08519c", linewidths=1.2, zorder=3, label="solver stopped early")
     best = min(results, key=lambda result: result.test_error)
     axes.scatter([best.strength], [best.test_error], s=110, facecolors="none", edgecolors="#d94801", linewidths=1.6, zorder=3)
     axes.set(xscale="log", xlabel="C of the linear SVM", ylabel="domain error", ylim=(-0.02, 0.57))

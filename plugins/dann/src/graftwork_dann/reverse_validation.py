@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Fit", "ReverseRisk", "ReverseValidation", "reverse_risk"]
 
+MEASUREMENTS = 20
+"""Of validation accuracy, where the length of training is given in steps."""
+
 Fit: TypeAlias = Callable[[Samples, Samples, Samples, Any], Any]
 """`fit(source, target, validation, start)` trains on labelled source and unlabelled target samples with early stopping on labelled
 validation samples, from the weights of `start` or anew where that is None, and gives a model."""
@@ -120,7 +123,8 @@ class ReverseValidation(Evaluator):
         target: a training split of the target.
         settings: name -> parameters of `domain-adversarial`, and `lr` for another learning rate.
         train: how to train, as a stage's `train`; without `feeds` and `validate`.
-        patience: epochs without a better validation accuracy after which training stops; the best weights are kept in any case.
+        patience: measurements without a better validation accuracy after which training stops, one an epoch, or twenty over all
+            steps; the best weights are kept in any case.
         held_out: share of each domain that is held out.
         seed: of the split and of training.
 
@@ -173,7 +177,8 @@ class ReverseValidation(Evaluator):
         parameters = {name: value for name, value in setting.items() if name != "lr"}
         how = self.train.model_copy(deep=True)
         how.feeds = {"source": "source/train", "target": "target/train"}
-        how.validate_ = Validation(evaluate="accuracy", metric="accuracy", patience=self.patience)
+        every = 1 if how.steps is None else max(1, how.steps // MEASUREMENTS)
+        how.validate_ = Validation(evaluate="accuracy", metric="accuracy", every=every, patience=self.patience)
         if "lr" in setting:
             how.optimizer.lr = setting["lr"]
 

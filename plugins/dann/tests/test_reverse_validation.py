@@ -45,7 +45,7 @@ def test_each_training_sees_what_the_paper_gives_it() -> None:
 
 
 def test_parts_without_a_sample_and_sources_without_labels_are_refused() -> None:
-    with pytest.raises(gw.DataError, match="3 samples cannot be split at 0.1"):
+    with pytest.raises(gw.DataError, match=r"3 samples cannot be split at 0\.1"):
         reverse_risk(lambda *_: None, lambda *_: torch.zeros(1), samples(40), samples(3))
     with pytest.raises(gw.DataError, match="needs source labels; the source has features"):
         reverse_risk(lambda *_: None, lambda *_: torch.zeros(1), samples(40, labelled=False), samples(40))

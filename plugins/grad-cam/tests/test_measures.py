@@ -40,7 +40,7 @@ class Elsewhere(SaliencyMethod):
 
 
 def test_maps_that_know_where_things_are_win_the_pointing_game(colours, scenes):
-    report = PointingGame(tolerance=0).evaluate(colours, scenes)
+    report = PointingGame(columns=1, tolerance=0).evaluate(colours, scenes)
     assert report.metrics["pointing-accuracy"] == 1
     assert report.metrics["mass-on-object"] == pytest.approx(1)
     assert report.metrics["centre-accuracy"] < 0.5
@@ -50,7 +50,7 @@ def test_maps_that_know_where_things_are_win_the_pointing_game(colours, scenes):
 
 
 def test_pointing_at_a_corner_loses(colours, scenes):
-    report = PointingGame(saliency=Elsewhere(), tolerance=0).evaluate(colours, scenes)
+    report = PointingGame(columns=1, saliency=Elsewhere(), tolerance=0).evaluate(colours, scenes)
     by_hand = [int(sample["mask"][0, 31] == label + 1) for sample in scenes["test"] for label in sample["labels"].tolist()]
     assert report.metrics["pointing-accuracy"] < 0.5
     assert sum(by_hand) < len(by_hand) / 2
@@ -58,8 +58,8 @@ def test_pointing_at_a_corner_loses(colours, scenes):
 
 def test_masks_and_boxes_give_the_same_game(colours, scenes, drop):
     for saliency in (GradCAM(), Elsewhere()):
-        by_mask = PointingGame(saliency=saliency, tolerance=4).evaluate(colours, drop(scenes, "boxes", "labels"))
-        by_box = PointingGame(saliency=saliency, tolerance=4).evaluate(colours, drop(scenes, "mask"))
+        by_mask = PointingGame(columns=1, saliency=saliency, tolerance=4).evaluate(colours, drop(scenes, "boxes", "labels"))
+        by_box = PointingGame(columns=1, saliency=saliency, tolerance=4).evaluate(colours, drop(scenes, "mask"))
         assert by_mask.metrics == pytest.approx(by_box.metrics)
 
 
@@ -67,26 +67,26 @@ def test_images_whose_boxes_are_all_difficult_are_skipped(colours, scenes, drop)
     data = drop(scenes, "mask")
     for index, sample in enumerate(data["test"]):
         sample["difficult"] = torch.tensor([index < 2, index < 3])
-    report = PointingGame(tolerance=0).evaluate(colours, data)
+    report = PointingGame(columns=1, tolerance=0).evaluate(colours, data)
     assert sum(row[1] for row in report.tables["classes"].rows) == 6 * 2 - 2 * 2 - 1
     assert "2 images without one are skipped" in report.tables["classes"].caption
 
 
 def test_with_recall_an_absent_class_is_rejected_by_its_maximum(colours, scenes):
-    absent = PointingGame(tolerance=0, reject_below=1e-4, top_k=3).evaluate(colours, scenes).metrics
+    absent = PointingGame(columns=1, tolerance=0, reject_below=1e-4, top_k=3).evaluate(colours, scenes).metrics
     assert absent["pointing-recall"] == 1  # maps of absent colours are 0, and those of present ones are not
-    never = PointingGame(tolerance=0, reject_below=0.0, top_k=3).evaluate(colours, scenes).metrics
+    never = PointingGame(columns=1, tolerance=0, reject_below=0.0, top_k=3).evaluate(colours, scenes).metrics
     assert never["pointing-recall"] < 1
     assert never["pointing-accuracy"] == 1
-    always = PointingGame(tolerance=0, reject_below=1e6, top_k=3).evaluate(colours, scenes)
+    always = PointingGame(columns=1, tolerance=0, reject_below=1e6, top_k=3).evaluate(colours, scenes)
     rows = always.tables["maxima"].rows
     assert [row[:2] for row in rows] == [["present", 12], ["absent", 6]]
     assert always.metrics["pointing-recall"] < 0.5
-    assert "pointing-recall" not in PointingGame(tolerance=0).evaluate(colours, scenes).metrics
+    assert "pointing-recall" not in PointingGame(columns=1, tolerance=0).evaluate(colours, scenes).metrics
 
 
 def test_only_the_likeliest_absent_classes_are_asked_for(colours, scenes):
-    report = PointingGame(tolerance=0, reject_below=1e-4, top_k=2).evaluate(colours, scenes)
+    report = PointingGame(columns=1, tolerance=0, reject_below=1e-4, top_k=2).evaluate(colours, scenes)
     assert [row[0] for row in report.tables["maxima"].rows] == ["present"]  # the two likeliest are the two that are there
 
 
@@ -99,30 +99,30 @@ def test_the_classes_of_a_sample_are_padded():
 
 def test_a_pointing_game_without_objects_is_refused(colours, scenes, drop):
     with pytest.raises(DataError, match="reads where objects are from `mask` or `boxes`; the samples have image, label, index"):
-        PointingGame().evaluate(colours, drop(scenes, "mask", "boxes", "labels"))
+        PointingGame(columns=1).evaluate(colours, drop(scenes, "mask", "boxes", "labels"))
     for sample in scenes["test"]:
         sample["mask"] = torch.zeros(32, 32, dtype=torch.long)
     with pytest.raises(DataError, match='split "test" shows no object that could be pointed at'):
-        PointingGame().evaluate(colours, scenes)
+        PointingGame(columns=1).evaluate(colours, scenes)
     with pytest.raises(ValueError, match="the tolerance must not be negative"):
-        PointingGame(tolerance=-1)
+        PointingGame(columns=1, tolerance=-1)
 
 
 # -- boxes from maps ---------------------------------------------------------------------------------------------------------------
 
 
 def test_maps_that_know_where_things_are_localise_without_error(colours, scenes):
-    report = SaliencyLocalization(top_k=3).evaluate(colours, scenes)
+    report = SaliencyLocalization(columns=1, top_k=3).evaluate(colours, scenes)
     assert report.metrics == {"top-1-localization-error": 0, "top-3-localization-error": 0}
     assert "boxes" in report.figures
 
 
 def test_a_wrong_class_or_a_wrong_place_is_an_error(colours, scenes):
-    lost = SaliencyLocalization(saliency=Elsewhere()).evaluate(colours, scenes)
+    lost = SaliencyLocalization(columns=1, saliency=Elsewhere()).evaluate(colours, scenes)
     assert lost.metrics["top-1-localization-error"] == 1
     with torch.no_grad():
         colours.head.weight.copy_(colours.head.weight.roll(1, 0))  # every colour taken for the next
-    confused = SaliencyLocalization(top_k=1).evaluate(colours, scenes)
+    confused = SaliencyLocalization(columns=1, top_k=1).evaluate(colours, scenes)
     assert confused.metrics["top-1-localization-error"] > 0.5
     assert confused.tables["errors"].rows[0][2] > 0
 
@@ -130,15 +130,15 @@ def test_a_wrong_class_or_a_wrong_place_is_an_error(colours, scenes):
 def test_more_tries_can_only_help(colours, scenes):
     with torch.no_grad():
         colours.head.weight.add_(torch.randn(3, 3))
-    metrics = SaliencyLocalization(top_k=3, threshold=0.5).evaluate(colours, scenes).metrics
+    metrics = SaliencyLocalization(columns=1, top_k=3, threshold=0.5).evaluate(colours, scenes).metrics
     assert metrics["top-3-localization-error"] <= metrics["top-1-localization-error"]
 
 
 def test_localisation_needs_boxes_and_numbers_in_range(colours, scenes, drop):
     with pytest.raises(DataError, match="boxes and the classes of what is in them"):
-        SaliencyLocalization().evaluate(colours, drop(scenes, "labels", "label"))
+        SaliencyLocalization(columns=1).evaluate(colours, drop(scenes, "labels", "label"))
     with pytest.raises(ValueError, match=r"the threshold must be in \[0, 1\) and min_iou in \(0, 1\]; found 1.0 and 0.5"):
-        SaliencyLocalization(threshold=1.0)
+        SaliencyLocalization(columns=1, threshold=1.0)
 
 
 # -- contrast ----------------------------------------------------------------------------------------------------------------------
@@ -205,7 +205,7 @@ def test_evaluators_take_a_saliency_by_name():
 
 def test_models_are_left_as_they_were(colours, scenes):
     colours.train()
-    for evaluator in (PointingGame(), SaliencyLocalization(), GradCAM(), GuidedBackprop()):
+    for evaluator in (PointingGame(columns=1), SaliencyLocalization(columns=1), GradCAM(limit=2), GuidedBackprop(limit=2)):
         evaluator.evaluate(colours, scenes)
     assert colours.training
     assert all(p.requires_grad and p.grad is None for p in colours.parameters())

@@ -211,7 +211,7 @@ def test_a_function_may_give_one_score_several_or_a_scalar(gap):
     torch.testing.assert_close(several.maps[:, 1], one.maps[:, 0])
     torch.testing.assert_close(scalar.maps, one.maps)
     with pytest.raises(InterfaceError, match="the target is not differentiable: its function gave a float"):
-        grad_cam(gap, x, lambda out: float(out[0, 0]))
+        grad_cam(gap, x, lambda out: float(out[0, 0].detach()))
 
 
 def test_detections_of_torchvision_are_a_list_and_only_a_boxs_own_class_matches():

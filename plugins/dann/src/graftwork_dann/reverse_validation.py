@@ -27,7 +27,6 @@ from graftwork import (
     TensorSamples,
     TrainConfig,
     config,
-    evaluator,
 )
 from graftwork.interfaces import classify, device_of, input_keys
 from graftwork.kinds.dataset import Samples
@@ -178,19 +177,27 @@ class ReverseValidation(Evaluator):
         how = self.train.model_copy(deep=True)
         how.feeds = {"source": "source/train", "target": "target/train"}
         every = 1 if how.steps is None else max(1, how.steps // MEASUREMENTS)
-        how.validate_ = Validation(evaluate="accuracy", metric="accuracy", every=every, patience=self.patience)
+        how.validate_ = Validation(evaluate=None, every=every, patience=self.patience)
         if "lr" in setting:
             how.optimizer.lr = setting["lr"]
 
         def fit(source: Samples, target: Samples, validation: Samples, start: Any) -> Any:
             splits = {"source/train": source, "target/train": target, "source/val": validation}
             fresh = copy.deepcopy(model if start is None else start)
-            validator = evaluator("accuracy", split="source/val")
+            validator = _HeldOut()
             parts = Dataset(splits, data.info, data.collate)
             device = device_of(model)
             return Engine(fresh, DomainAdversarial(**parameters), parts, how, seed=self.seed, device=device, validator=validator).fit()
 
         return fit
+
+
+class _HeldOut(Evaluator):
+    """Accuracy on the held-out part, and no more: it is measured often."""
+
+    def evaluate(self, model: Any, data: Dataset, run: Run | None = None) -> Report:
+        samples: Any = data["source/val"]
+        return Report({"accuracy": 1 - _error(_predict(model, samples), samples)})
 
 
 def _checked(name: str, setting: Mapping[str, Any]) -> dict[str, Any]:

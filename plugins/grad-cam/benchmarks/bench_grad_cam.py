@@ -1,0 +1,85 @@
+"""Grad-CAM of a batch against pytorch-grad-cam and captum, in one process, on one ResNet-50 and the same images; maps are equal first."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from graftwork_grad_cam.grad_cam import grad_cam
+from graftwork_grad_cam.maps import normalize_maps
+
+BATCH, SIDE, REPEATS = 16, 224, 3
+
+
+class Logits(nn.Module):
+    """A transformers classifier that gives its logits alone, as the peers want it."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x).logits
+
+
+def resnet50() -> tuple[nn.Module, nn.Module]:
+    """A ResNet-50 with random weights from whichever library is there, and its last stage."""
+    torch.manual_seed(0)
+    try:
+        import torchvision
+
+        model = torchvision.models.resnet50(weights=None).eval()
+        return model, model.layer4
+    except (ImportError, RuntimeError):
+        transformers = pytest.importorskip("transformers")
+        wrapped = Logits(transformers.ResNetForImageClassification(transformers.ResNetConfig(num_labels=1000))).eval()
+        return wrapped, wrapped.model.resnet.encoder.stages[-1]
+
+
+def race(first: Callable[[], Any], second: Callable[[], Any]) -> tuple[float, float]:
+    """Median seconds of each, taken in turn after an unmeasured round: of the processor on a CPU, of the clock on a GPU."""
+    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for repeat in range(REPEATS + 1):
+        for function, taken in zip((first, second), seconds, strict=True):
+            started = clock()
+            function()
+            if repeat:
+                taken.append(clock() - started)
+    return statistics.median(seconds[0]), statistics.median(seconds[1])
+
+
+@pytest.mark.bench
+def test_it_is_faster_than_pytorch_grad_cam() -> None:
+    peer = pytest.importorskip("pytorch_grad_cam", reason="needs grad-cam (pytorch-grad-cam) to race against", exc_type=ImportError)
+    targets = pytest.importorskip("pytorch_grad_cam.utils.model_targets", exc_type=ImportError)
+    model, layer = resnet50()
+    images, classes = torch.rand(BATCH, 3, SIDE, SIDE), torch.arange(BATCH) * 50
+    asked = [targets.ClassifierOutputTarget(index) for index in classes.tolist()]
+    with peer.GradCAM(model=model, target_layers=[layer]) as cam:
+        mine = normalize_maps(grad_cam(model, images, classes, layer).maps, "minmax")[:, 0].numpy()
+        difference = float(np.abs(mine - cam(input_tensor=images, targets=asked)).max())
+        ours, theirs = race(lambda: grad_cam(model, images, classes, layer), lambda: cam(input_tensor=images, targets=asked))
+    print(f"\nours {ours:.2f} s, pytorch-grad-cam {theirs:.2f} s, ratio {ours / theirs:.3f}, largest difference {difference:.1e}")
+    assert difference < 1e-4
+    assert ours <= theirs
+
+
+@pytest.mark.bench
+def test_it_is_no_slower_than_captum() -> None:
+    captum = pytest.importorskip("captum.attr", reason="needs captum to race against", exc_type=ImportError)
+    model, layer = resnet50()
+    images, classes = torch.rand(BATCH, 3, SIDE, SIDE), torch.arange(BATCH) * 50
+    theirs = captum.LayerGradCam(model, layer)
+    (mine,) = grad_cam(model, images, classes, layer).raw.values()
+    torch.testing.assert_close(mine, theirs.attribute(images, classes, relu_attributions=True).detach(), rtol=1e-4, atol=1e-6)
+    ours, peer = race(lambda: grad_cam(model, images, classes, layer), lambda: theirs.attribute(images, classes, relu_attributions=True))
+    print(f"\nours {ours:.2f} s, captum {peer:.2f} s, ratio {ours / peer:.3f}")
+    assert ours <= peer

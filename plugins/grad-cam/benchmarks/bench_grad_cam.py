@@ -83,3 +83,41 @@ def test_it_is_no_slower_than_captum() -> None:
     ours, peer = race(lambda: grad_cam(model, images, classes, layer), lambda: theirs.attribute(images, classes, relu_attributions=True))
     print(f"\nours {ours:.2f} s, captum {peer:.2f} s, ratio {ours / peer:.3f}")
     assert ours <= peer
+
+
+def kept_for_backward(run: Callable[[], Any]) -> int:
+    """Bytes that autograd keeps from the forward for the backward pass, each storage once."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        run()
+    return sum(kept.values())
+
+
+@pytest.mark.bench
+def test_it_keeps_a_tenth_of_captums_memory_at_most() -> None:
+    captum = pytest.importorskip("captum.attr", reason="needs captum to race against", exc_type=ImportError)
+    model, layer = resnet50()
+    images, classes = torch.rand(2, 3, SIDE, SIDE), torch.arange(2) * 50
+    ours = kept_for_backward(lambda: grad_cam(model, images, classes, layer))
+    theirs = kept_for_backward(lambda: captum.LayerGradCam(model, layer).attribute(images, classes, relu_attributions=True))
+    print(f"\nkept for the backward pass: ours {ours / 2**20:.1f} MiB, captum {theirs / 2**20:.1f} MiB")
+    assert ours < theirs / 10
+
+
+@pytest.mark.bench
+def test_ten_classes_share_one_forward_pass() -> None:
+    model, layer = resnet50()
+    images, asked = torch.rand(2, 3, SIDE, SIDE), {"name": "class", "each": list(range(10))}
+    together = grad_cam(model, images, asked, layer).maps
+    apart = torch.cat([grad_cam(model, images, index, layer).maps for index in range(10)], dim=1)
+    torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-7)
+    ours, theirs = race(
+        lambda: grad_cam(model, images, asked, layer), lambda: [grad_cam(model, images, index, layer) for index in range(10)]
+    )
+    print(f"\nten classes at once {ours:.2f} s, one after the other {theirs:.2f} s, ratio {ours / theirs:.3f}")
+    assert ours <= theirs / 3

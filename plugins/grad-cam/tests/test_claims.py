@@ -12,6 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 
 from graftwork import Dataset, DatasetInfo, TensorSamples
 from graftwork_grad_cam.box_contrast import BoxContrast
+from graftwork_grad_cam.boxes import box_masks
 from graftwork_grad_cam.grad_cam import GradCAM, grad_cam
 from graftwork_grad_cam.guided_backprop import GuidedBackprop
 from graftwork_grad_cam.guided_grad_cam import GuidedGradCAM
@@ -165,8 +166,6 @@ def test_asking_for_the_other_digit_moves_the_point_to_it():
         model, data = classifier(seed)
         columns = data["test"].columns
         points = peaks(grad_cam(model, columns["image"], columns["labels"]).maps)
-        from graftwork_grad_cam.boxes import box_masks
-
         moved = pointing_hits(points, box_masks(columns["boxes"], SIDE, SIDE), 0).all(dim=1).float().mean().item()
         shares.append(moved)
     print("share of scenes in which both points are on their digit", shares)
@@ -187,6 +186,7 @@ def test_guided_grad_cam_stands_out_most_from_its_surroundings():
         assert guided_grad_cam > plain > guided
 
 
+@pytest.mark.xfail(strict=True, reason="does not hold here: above 15 % of its maximum, a map of 8 x 8 positions is wider than a digit")
 def test_boxes_from_grad_cam_err_less_than_boxes_from_the_gradient():
     rows = []
     for seed in SEEDS:

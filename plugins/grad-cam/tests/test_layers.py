@@ -94,6 +94,7 @@ def test_the_chosen_layer_is_named_in_the_result(gap):
         ("resnet", (64, 96), "predicted", "resnet.encoder.stages.1"),
         ("segformer", (64, 96), {"name": "segmentation", "region": "image"}, "decode_head.activation"),
         ("yolos", (64, 96), {"name": "detection", "boxes": [[1, 2, 30, 40]]}, "vit.encoder.layer.1.layernorm_before"),
+        ("detr", (64, 96), {"name": "detection", "boxes": [[1, 2, 30, 40]]}, "model.input_projection"),
         ("blip", (64, 64), "caption", "vision_model.encoder.layers.1"),
     ],
 )

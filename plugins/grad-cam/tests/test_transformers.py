@@ -255,6 +255,13 @@ def test_a_detection_score_is_the_best_matching_boxes_logit_plus_its_overlap(loa
     torch.testing.assert_close(free.scores, best, rtol=1e-3, atol=1e-3)
 
 
+def test_a_detector_on_a_convolutional_backbone_runs(loaded):
+    found = grad_cam(loaded("detr"), {"image": images(), "boxes": [torch.tensor([[1.0, 2, 50, 60]])] * 2}, "detection")
+    assert found.maps.shape == (2, 1, 64, 96)
+    assert found.raw["model.input_projection"].shape == (2, 1, 8, 12)
+    assert found.maps.amax() > 0
+
+
 def test_a_box_that_nothing_overlaps_enough_scores_nothing(loaded):
     found = grad_cam(loaded("yolos"), images(), {"name": "detection", "boxes": [[0, 0, 2, 2]], "min_iou": 0.5})
     assert not found.scores.any()

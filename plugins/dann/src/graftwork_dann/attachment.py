@@ -97,6 +97,8 @@ class TappedModel:
                 setattr(self, name, getattr(model, name))
 
     def __getattr__(self, name: str) -> Any:
+        if name == "model":  # not there yet while it is copied
+            raise AttributeError(name)
         return getattr(self.model, name)
 
     def __enter__(self) -> Self:

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["OcclusionFaithfulness", "average_ranks", "occlusion_map", "spearman"]
 
-PIXELS_AT_ONCE = 2**24
-"""Numbers of occluded images that go through the model together on a CPU; some 110 images of 3 x 224 x 224."""
+PIXELS_AT_ONCE = 2**22
+"""Numbers of occluded images that go through the model together on a CPU: 27 images of 3 x 224 x 224."""
 
 ACTIVATIONS = 40
 """How many times an image's own memory a forward pass is taken to need, when images are packed into a GPU's free memory."""

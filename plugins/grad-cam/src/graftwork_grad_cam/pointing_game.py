@@ -120,7 +120,8 @@ class _Tally:
         count = logits.shape[1]
         if self.points is None:
             self.points, self.centre, self.recall = (ClassCounts.empty(count, logits.device) for _ in range(3))
-            self.names = [*class_names(model, classes), *map(str, range(count))][: max(count, 1)] if classes else [*map(str, range(count))]
+            known = class_names(model, classes)[:count]
+            self.names = [*known, *map(str, range(len(known), count))]
         present = present_classes(batch, count, game.mask_offset)
         self.skipped += int((~present.any(dim=1)).sum())
         asked = present

@@ -7,7 +7,7 @@ experiments of "Domain-Adversarial Training of Neural Networks" start from; numb
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -143,7 +143,7 @@ class MSDA(nn.Module):
 
     def embed(self, features: Tensor) -> Tensor:
         """As `transform`."""
-        return cast(Tensor, self.transform(features))
+        return self.transform(features)
 
     forward = embed
 

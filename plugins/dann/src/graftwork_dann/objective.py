@@ -89,6 +89,8 @@ class DomainAdversarial(Objective):
         ValueError: if there are fewer than two domains, no labelled one, or a value is out of range.
     """
 
+    _seen: Tensor
+
     def __init__(
         self,
         task: Objective | None = None,

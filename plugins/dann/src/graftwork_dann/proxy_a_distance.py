@@ -159,7 +159,7 @@ def logistic_errors(
 
     def error(features: Tensor, domain: Tensor) -> float:
         with torch.no_grad():
-            return ((layer(features)[:, 0] > 0) != domain.bool()).float().mean().item()
+            return float(((layer(features)[:, 0] > 0) != domain.bool()).float().mean())
 
     wrong = error(held_out, test_domain)
     return ProbeResult(float("nan"), error(rows, train_domain), min(wrong, 1 - wrong), True)
@@ -204,9 +204,9 @@ class ProxyADistance(Evaluator):
     def evaluate(self, model: Any, data: Dataset, run: Run | None = None) -> Report:
         """Measure; metrics proxy-a-distance and domain-error."""
         with evaluating(model):
-            rows = [self._rows(model, data, split) for split in (self.source, self.target)]
-        distance, results = proxy_a_distance(*rows, probe=self.probe, max_iterations=self.max_iterations, seed=self.seed)
-        caption = f"A linear classifier between {self.source} and {self.target} on the {self.on}; {sum(map(len, rows))} samples."
+            source, target = (self._rows(model, data, split) for split in (self.source, self.target))
+        distance, results = proxy_a_distance(source, target, probe=self.probe, max_iterations=self.max_iterations, seed=self.seed)
+        caption = f"A linear classifier between {self.source} and {self.target} on the {self.on}; {len(source) + len(target)} samples."
         table = Table(
             ["C", "train error", "test error", "converged"],
             [
@@ -249,5 +249,5 @@ def _errors_figure(results: Sequence[ProbeResult], distance: float) -> Any:
     axes.set(xscale="log", xlabel="C of the linear SVM", ylabel="domain error", ylim=(-0.02, 0.57))
     axes.set_title(f"proxy A-distance {distance:.2f} = 2 (1 - 2 x {best.test_error:.3f})", fontsize=10, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, loc="lower left")
+    axes.legend(frameon=False, fontsize=8, loc="best")
     return canvas

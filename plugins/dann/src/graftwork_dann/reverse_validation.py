@@ -177,7 +177,7 @@ class ReverseValidation(Evaluator):
         how = self.train.model_copy(deep=True)
         how.feeds = {"source": "source/train", "target": "target/train"}
         every = 1 if how.steps is None else max(1, how.steps // MEASUREMENTS)
-        how.validate_ = Validation(evaluate=None, every=every, patience=self.patience)
+        how.validate_ = Validation(evaluate=None, metric="accuracy", every=every, patience=self.patience)
         if "lr" in setting:
             how.optimizer.lr = setting["lr"]
 

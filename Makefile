@@ -4,8 +4,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 # threads that wait without spinning: on a machine that others use too, spinning makes a step several times slower
 export OMP_WAIT_POLICY ?= PASSIVE
-# MKL takes fewer threads when others are busy unless told not to, and sums in another order then
-export MKL_DYNAMIC ?= FALSE
 PARTS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml contrib/*/pyproject.toml))
 EDITABLE := $(foreach part,$(PARTS),-e ./$(part))
 UV := $(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt

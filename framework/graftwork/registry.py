@@ -198,7 +198,8 @@ class Registry:
 
         Args:
             kind: one of `KINDS`.
-            name: "name", or "distribution/name" where two distributions register one name.
+            name: "name", or "distribution/name" where two distributions register one name; a plugin's own name, such as "zoo",
+                does as well as its distribution's.
 
         Raises:
             UnknownComponentError: if there is none, saying what is near, what would provide it and what is installed; or more
@@ -208,7 +209,7 @@ class Registry:
         claims = [
             one
             for one in self._by_name.get((kind, bare), ())
-            if distribution in ("", one.distribution, one.distribution.removeprefix("graftwork-"))
+            if distribution in ("", one.plugin, one.distribution, one.distribution.removeprefix("graftwork-"))
         ]
         if len(claims) == 1:
             return claims[0]

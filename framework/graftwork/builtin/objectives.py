@@ -157,7 +157,8 @@ class Distillation(Objective):
 class InfoNCE(Objective):
     """Mean of `info_nce` from image to text and back, with a learned temperature (Radford et al., 2021, figure 3).
 
-    The negatives are the other pairs of the process's own batch.
+    The negatives are the other pairs of the process's own batch. A model's own `logit_scale`, as CLIP has it, is kept equal to the
+    scale that is learned here.
 
     Args:
         temperature: at the start.
@@ -175,6 +176,12 @@ class InfoNCE(Objective):
         self.max_scale = max_scale
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)), requires_grad=learnable)
 
+    def setup(self, model: Any, data: Dataset) -> None:
+        """The model's own scale follows and is not trained itself."""
+        scale = getattr(model, "logit_scale", None)
+        if isinstance(scale, Tensor):
+            scale.requires_grad_(False)
+
     def param_groups(self, lr: float) -> list[dict[str, Any]]:
         """The scale, if it is learned, without weight decay."""
         return [{"params": [self.log_scale], "weight_decay": 0.0}] if self.log_scale.requires_grad else []
@@ -186,6 +193,8 @@ class InfoNCE(Objective):
             raise DataError("info-nce takes its negatives from the batch: batch_size must be at least 2")
         with torch.no_grad():
             self.log_scale.clamp_(max=math.log(self.max_scale))
+            if isinstance(scale := getattr(model, "logit_scale", None), Tensor):
+                scale.copy_(self.log_scale)
         images, texts = model.encode_image(batch["image"]), model.encode_text(batch["input_ids"], batch["attention_mask"])
         temperature = (-self.log_scale).exp()
         loss = (info_nce(images, texts, temperature) + info_nce(texts, images, temperature)) / 2

@@ -1,0 +1,230 @@
+"""Text-to-image diffusion in latent space: an untrained Stable Diffusion pipeline of any size, and what trains it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import Optimizer
+
+from graftwork import Batch, Dataset, Loss, Objective
+from graftwork.builtin.hub import need
+from graftwork.interfaces import DiffusionPipeline
+from graftwork.kinds.objective import MakeOptimizer
+from graftwork_testbed.zoo.averaging import Averages
+from graftwork_testbed.zoo.tokenizers import LENGTH, clip_tokenizer
+
+__all__ = ["Denoising", "caption_encoder", "diffusion_target", "drop_captions", "stable_diffusion"]
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def caption_encoder(tokenizer: Any, width: int = 128, layers: int = 2, heads: int = 4) -> nn.Module:
+    """An untrained `transformers.CLIPTextModel` for a CLIP tokenizer of captions.
+
+    Args:
+        tokenizer: whose vocabulary and special tokens it takes.
+        width: of the hidden states.
+        layers: of the transformer.
+        heads: of attention; divides the width.
+    """
+    library = need("transformers", "transformers")
+    config = library.CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=LENGTH,
+        projection_dim=width,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model: nn.Module = library.CLIPTextModel(config)
+    return model
+
+
+def stable_diffusion(
+    autoencoder: nn.Module,
+    block_out_channels: Annotated[list[Count], Field(min_length=1)] = [96, 160],  # noqa: B006 - read only
+    layers_per_block: Count = 1,
+    attention_heads: Count = 4,
+    text_width: Count = 128,
+    text_layers: Count = 2,
+    sample_size: Count = 8,
+    norm_num_groups: Count = 16,
+) -> Any:
+    """A real `diffusers.StableDiffusionPipeline` around a trained autoencoder, its U-Net and text encoder untrained.
+
+    It predicts noise, on Stable Diffusion's scaled-linear schedule of 1,000 steps, and samples by DDIM.
+
+    Args:
+        autoencoder: a `diffusers.AutoencoderKL`; it is not trained further.
+        block_out_channels: channels of the U-Net's levels, each with cross-attention; each level but the last halves the latents.
+        layers_per_block: residual blocks a level.
+        attention_heads: of self- and cross-attention.
+        text_width: of the text encoder's hidden states.
+        text_layers: of the text encoder.
+        sample_size: side of the latents.
+        norm_num_groups: of group norm; divides each number of channels.
+
+    Raises:
+        ValueError: if the heads do not divide the widths.
+        GraftworkError: if diffusers or transformers is not installed.
+    """
+    for name, widths in (("block_out_channels", block_out_channels), ("text_width", [text_width])):
+        if odd := [width for width in widths if width % attention_heads or (name != "text_width" and width % norm_num_groups)]:
+            raise ValueError(f"attention_heads {attention_heads} and norm_num_groups {norm_num_groups} must divide {name}; found {odd}")
+    library = need("diffusers", "diffusers")
+    levels, channels = len(block_out_channels), autoencoder.config.latent_channels  # type: ignore[union-attr]
+    tokenizer = clip_tokenizer()
+    unet = library.UNet2DConditionModel(
+        sample_size=sample_size,
+        in_channels=channels,
+        out_channels=channels,
+        down_block_types=("CrossAttnDownBlock2D",) * levels,
+        up_block_types=("CrossAttnUpBlock2D",) * levels,
+        block_out_channels=tuple(block_out_channels),
+        layers_per_block=layers_per_block,
+        attention_head_dim=attention_heads,  # by an old slip of names this is how many heads there are
+        cross_attention_dim=text_width,
+        norm_num_groups=norm_num_groups,
+    )
+    scheduler = library.DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1
+    )
+    pipeline = library.StableDiffusionPipeline(
+        vae=autoencoder,
+        text_encoder=caption_encoder(tokenizer, text_width, text_layers, attention_heads),
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def diffusion_target(scheduler: Any, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """What a network is to predict, by the scheduler's `prediction_type`: the noise, the sample, or the velocity.
+
+    Args:
+        scheduler: of diffusers.
+        latents: (B, ...) without noise.
+        noise: (B, ...).
+        timesteps: (B,) long.
+
+    Raises:
+        ValueError: if the prediction type is another.
+    """
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        return noise
+    if kind == "sample":
+        return latents
+    if kind == "v_prediction":
+        return scheduler.get_velocity(latents, noise, timesteps)  # type: ignore[no-any-return]
+    raise ValueError(f'prediction_type "{kind}" is none of epsilon, sample, v_prediction')
+
+
+def drop_captions(captions: list[str], chance: float) -> list[str]:
+    """Captions of which each is replaced by "" with a chance, drawn from torch's global generator (Ho & Salimans, 2022)."""
+    dropped = (torch.rand(len(captions)) < chance).tolist()
+    return ["" if drop else caption for drop, caption in zip(dropped, captions, strict=True)]
+
+
+def draw_latents(batch: Batch) -> Tensor:
+    """Latents drawn from the posterior of a batch of `encoded-latents`: (B, C, h, w)."""
+    mean: Tensor = batch["latents"]
+    return mean + batch["latent_std"] * torch.randn_like(mean)
+
+
+class Denoising(Objective):
+    """Predict the noise in latents, given their captions (Ho et al., 2020, eq. 14; Rombach et al., 2022, eq. 3).
+
+    Trains the U-Net and the text encoder of a Stable Diffusion pipeline together; the autoencoder stays as it is, so the data are
+    `encoded-latents`. A share of the captions is dropped, for classifier-free guidance (Ho & Salimans, 2022). With
+    `min_snr_gamma` the loss is weighted by min(SNR, gamma) / SNR for noise prediction (Hang et al., 2023, eq. 6). What the stage
+    hands on holds the moving averages of the weights.
+
+    Args:
+        caption_dropout: chance that a caption is dropped.
+        min_snr_gamma: bound on the signal-to-noise ratio; None weights all timesteps alike.
+        decay: of the moving averages.
+    """
+
+    keys = {"train": ("latents", "latent_std", "caption")}
+    needs = DiffusionPipeline
+    trained = ("unet", "text_encoder")
+
+    def __init__(
+        self,
+        caption_dropout: Share = 0.1,
+        min_snr_gamma: Annotated[float, Field(gt=0)] | None = None,
+        decay: Annotated[float, Field(ge=0, lt=1)] = 0.999,
+    ):
+        super().__init__()
+        if not 0 <= caption_dropout <= 1 or not 0 <= decay < 1 or (min_snr_gamma is not None and min_snr_gamma <= 0):
+            raise ValueError(
+                f"caption_dropout is in [0, 1], decay in [0, 1), min_snr_gamma above 0; found {caption_dropout}, {decay}, {min_snr_gamma}"
+            )
+        self.caption_dropout, self.min_snr_gamma, self.decay = caption_dropout, min_snr_gamma, decay
+
+    def networks(self, model: Any) -> dict[str, nn.Module]:
+        """What is trained, by its name in the pipeline."""
+        return {name: getattr(model, name) for name in self.trained}
+
+    def setup(self, model: Any, data: Dataset) -> None:
+        """Freeze what is not trained, and begin the averages."""
+        for name, component in model.components.items():
+            if isinstance(component, nn.Module):
+                component.requires_grad_(name in self.trained)
+        self.averages = Averages(self.networks(model), self.decay)
+
+    def optimizers(self, model: Any, make: MakeOptimizer) -> Optimizer:
+        """One over the trained networks."""
+        return make([{"params": list(network.parameters())} for network in self.networks(model).values()])
+
+    def forward(self, model: Any, batches: Mapping[str, Batch], progress: float) -> Loss:
+        """The weighted squared error, and the plain one."""
+        latents = draw_latents(batches["train"])
+        noise = torch.randn_like(latents)
+        steps = torch.randint(model.scheduler.config.num_train_timesteps, (len(latents),), device=latents.device)
+        tokens = model.tokenizer(
+            drop_captions(batches["train"]["caption"], self.caption_dropout), padding="max_length", truncation=True, return_tensors="pt"
+        )
+        hidden = model.text_encoder(tokens.input_ids.to(latents.device)).last_hidden_state
+        noisy = model.scheduler.add_noise(latents, noise, steps)
+        predicted = model.unet(noisy, steps, encoder_hidden_states=hidden).sample
+        target = diffusion_target(model.scheduler, latents, noise, steps)
+        errors = functional.mse_loss(predicted.float(), target.float(), reduction="none").flatten(1).mean(1)
+        plain = errors.mean()
+        if self.min_snr_gamma is None:
+            return Loss(plain)
+        return Loss((errors * self._weights(model.scheduler, steps)).mean(), {"mse": plain})
+
+    def _weights(self, scheduler: Any, steps: Tensor) -> Tensor:
+        kept = scheduler.alphas_cumprod.to(steps.device)[steps]
+        ratio = kept / (1 - kept)
+        bounded = ratio.clamp(max=self.min_snr_gamma)
+        kind = scheduler.config.prediction_type
+        return bounded / (ratio if kind == "epsilon" else ratio + 1 if kind == "v_prediction" else torch.ones_like(ratio))
+
+    def update(self, engine: Any, batches: Mapping[str, Batch]) -> Loss:
+        """A step, then the averages follow."""
+        loss = super().update(engine, batches)
+        self.averages.update(self.networks(engine.model))
+        return loss
+
+    def export(self, model: Any) -> Any:
+        """The pipeline with the averaged weights."""
+        self.averages.copy_to(self.networks(model))
+        return model

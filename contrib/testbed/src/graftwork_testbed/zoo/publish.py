@@ -1,0 +1,155 @@
+"""From a finished run to the zoo: weights as float16 safetensors, and a model card with what the run measured.
+
+python -m graftwork_testbed.zoo.publish RUN STAGE NAME [--into FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from graftwork import GraftworkError
+from graftwork_testbed.zoo.catalogue import CARDS, PLACES
+
+__all__ = ["card_text", "main", "publish"]
+
+HERE = Path(__file__).parent / "networks"
+
+
+def publish(run: Path, stage: str, name: str, into: Path = HERE) -> Path:
+    """Put a stage's trained model into the zoo, in place of what is there under that name.
+
+    Args:
+        run: directory of a finished run.
+        stage: of the run, whose model was trained.
+        name: in the zoo, such as "scene-vit" or "digit-source/vit-photo".
+        into: the zoo's folder.
+
+    Returns:
+        The network's folder.
+
+    Raises:
+        GraftworkError: if the run has no such trained model, or is not finished, or the zoo knows no such name.
+    """
+    if name.partition("/")[0] not in CARDS:
+        raise GraftworkError(f'the zoo has no card for "{name}": add one to graftwork_testbed.zoo.catalogue')
+    source = run / "stages" / stage / "model"
+    if not any(source.rglob("*.safetensors")):
+        raise GraftworkError(f"{source} holds no safetensors: stage {stage} of {run} trained no model, or did not finish")
+    try:
+        results: dict[str, Any] = json.loads((run / "results.json").read_text())
+        surroundings: dict[str, Any] = json.loads((run / "environment.json").read_text())
+    except OSError as error:
+        raise GraftworkError(f"{run} is no finished run: {error.strerror}: {error.filename}") from None
+    target = into / PLACES.get(name, name)
+    cards = {card.relative_to(target): card.read_text() for card in target.glob("*/README.md")}  # of networks that lie inside
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(source, target)
+    for place, text in cards.items():
+        (target / place).write_text(text)
+    for weights in target.rglob("*.safetensors"):
+        state = {key: value.half() if value.is_floating_point() else value for key, value in load_file(weights).items()}
+        save_file({key: value.contiguous() for key, value in state.items()}, weights, metadata={"format": "pt"})
+    for settings in target.rglob("config.json"):
+        found = json.loads(settings.read_text())
+        changed = {**found, "dtype": "float16"} if "dtype" in found else found
+        if "_class_name" in found:
+            changed = {key: value for key, value in changed.items() if key != "_name_or_path"}
+        settings.write_text(json.dumps(changed, indent=2, sort_keys=True) + "\n")
+    _name_the_plain_class(target)
+    (target / "README.md").write_text(card_text(name, stage, results, surroundings))
+    return target
+
+
+def _name_the_plain_class(target: Path) -> None:
+    """Let diffusers load a pipeline that a subclass of ours saved."""
+    index = target / "model_index.json"
+    if index.exists():
+        found = json.loads(index.read_text())
+        found["_class_name"] = CARDS[target.name].loader
+        index.write_text(json.dumps({key: value for key, value in found.items() if key != "_name_or_path"}, indent=2) + "\n")
+
+
+def card_text(name: str, stage: str, results: dict[str, Any], surroundings: dict[str, Any]) -> str:
+    """A model card in the format of the Hugging Face Hub.
+
+    Args:
+        name: in the zoo.
+        stage: of the run.
+        results: a run's results.json.
+        surroundings: a run's environment.json.
+    """
+    card = CARDS[name.partition("/")[0]]
+    module, _, loader = card.loader.rpartition(".")
+    component, _, variant = name.partition("/")
+    measured = "\n".join(f"| {metric} | {value:.4g} |" for metric, value in results["results"].get(stage, {}).items())
+    versions = ", ".join(f"{key} {value}" for key, value in surroundings["versions"].items() if not key.startswith("graftwork-"))
+    machine = ", ".join(surroundings["gpus"]) or f"CPU, {surroundings['threads']} thread{'s' * (surroundings['threads'] > 1)}"
+    given = f', variant="{variant}"' if variant else ""
+    return f"""---
+license: apache-2.0
+library_name: {card.library}
+pipeline_tag: {card.task}
+tags: [graftwork, testbed]
+---
+
+# {name}
+
+{card.summary}
+
+```python
+import graftwork as gw
+from graftwork_testbed.zoo.networks import folder
+from {module or card.library} import {loader}
+
+model = gw.model("zoo/{component}"{given})
+same = {loader}.from_pretrained(folder("{name}"))
+```
+
+## How it was made
+
+| | |
+| --- | --- |
+| data | {card.data} |
+| recipe | `{card.recipe}`, stage `{stage}`, seed {results["seed"]} |
+| time | {results["seconds"].get(stage, 0) / 60:.0f} min, on a shared machine ({machine}) |
+| versions | {versions} |
+
+Weights are float16 in safetensors; they were trained in float32 and measured before they were rounded.
+
+## Measured on held-out data
+
+| metric | value |
+| --- | --- |
+{measured}
+
+## Limits
+
+{card.limits}
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m graftwork_testbed.zoo.publish", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("run", type=Path, help="directory of a finished run")
+    parser.add_argument("stage", help="stage of the run whose model it is")
+    parser.add_argument("name", help="in the zoo, such as scene-vit")
+    parser.add_argument("--into", type=Path, default=HERE, help="folder of the zoo")
+    given = parser.parse_args(arguments)
+    try:
+        print(publish(given.run, given.stage, given.name, given.into))
+    except GraftworkError as error:
+        print(f"publish: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -42,6 +42,7 @@ def graftwork_datasets() -> Iterator[Component]:
     """Wrappers that the recipes need."""
     encoded = {**SCENES, **AUTOENCODER}
     yield Component("encoded-latents", f"{HERE}.latents:EncodedLatents", "Images encoded once by an autoencoder", LATENT, encoded)
+    yield Component("text-corpus", f"{HERE}.language:text_corpus", "Help texts, docstrings and sentences of a grammar in one corpus")
     yield Component("caption-tokens", f"{HERE}.clip:CaptionTokens", "Captions of scenes beside their tokens", None, SCENES)
 
 
@@ -52,6 +53,8 @@ def graftwork_models() -> Iterator[Component]:
     yield Component("stable-diffusion", f"{HERE}.diffusion:stable_diffusion", "An untrained Stable Diffusion pipeline", LATENT, AUTOENCODER)
     yield Component("flux", f"{HERE}.flow:flux", "An untrained Flux pipeline", RECTIFIED, AUTOENCODER)
     yield Component("caption-clip", f"{HERE}.clip:caption_clip", "An untrained CLIP of scenes and captions", CLIP)
+    example = {"architecture": "GPT2LMHeadModel", "config": {"n_embd": 32, "n_layer": 1, "n_head": 2}}
+    yield Component("text-network", f"{HERE}.language:text_network", "An untrained network that reads text", None, example)
     for name, function, summary, paper in NETWORKS:
         yield Component(name, f"{HERE}.networks:{function}", summary, paper)
 

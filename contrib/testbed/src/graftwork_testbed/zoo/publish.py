@@ -9,17 +9,19 @@ import argparse
 import json
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 
 from graftwork import GraftworkError
-from graftwork_testbed.zoo.catalogue import CARDS, PLACES
+from graftwork_testbed.zoo.catalogue import CARDS, PLACES, VARIANTS
 
-__all__ = ["card_text", "main", "publish"]
+__all__ = ["card_text", "main", "measure", "publish"]
 
 HERE = Path(__file__).parent / "networks"
+MEASURED = "## Measured on held-out data"
 
 
 def publish(run: Path, stage: str, name: str, into: Path = HERE) -> Path:
@@ -42,11 +44,7 @@ def publish(run: Path, stage: str, name: str, into: Path = HERE) -> Path:
     source = run / "stages" / stage / "model"
     if not any(source.rglob("*.safetensors")):
         raise GraftworkError(f"{source} holds no safetensors: stage {stage} of {run} trained no model, or did not finish")
-    try:
-        results: dict[str, Any] = json.loads((run / "results.json").read_text())
-        surroundings: dict[str, Any] = json.loads((run / "environment.json").read_text())
-    except OSError as error:
-        raise GraftworkError(f"{run} is no finished run: {error.strerror}: {error.filename}") from None
+    results, surroundings = _read(run / "results.json"), _read(run / "environment.json")
     target = into / PLACES.get(name, name)
     cards = {card.relative_to(target): card.read_text() for card in target.glob("*/README.md")}  # of networks that lie inside
     shutil.rmtree(target, ignore_errors=True)
@@ -88,7 +86,6 @@ def card_text(name: str, stage: str, results: dict[str, Any], surroundings: dict
     card = CARDS[name.partition("/")[0]]
     module, _, loader = card.loader.rpartition(".")
     component, _, variant = name.partition("/")
-    measured = "\n".join(f"| {metric} | {value:.4g} |" for metric, value in results["results"].get(stage, {}).items())
     versions = ", ".join(f"{key} {value}" for key, value in surroundings["versions"].items() if not key.startswith("graftwork-"))
     machine = ", ".join(surroundings["gpus"]) or f"CPU, {surroundings['threads']} thread{'s' * (surroundings['threads'] > 1)}"
     given = f', variant="{variant}"' if variant else ""
@@ -121,13 +118,11 @@ same = {loader}.from_pretrained(folder("{name}"))
 | time | {results["seconds"].get(stage, 0) / 60:.0f} min, on a shared machine ({machine}) |
 | versions | {versions} |
 
-Weights are float16 in safetensors; they were trained in float32 and measured before they were rounded.
+Weights are float16 in safetensors; they were trained in float32.
 
-## Measured on held-out data
+{MEASURED}
 
-| metric | value |
-| --- | --- |
-{measured}
+{_measured(results["results"].get(stage, {}))}
 
 ## Limits
 
@@ -135,16 +130,58 @@ Weights are float16 in safetensors; they were trained in float32 and measured be
 """
 
 
+def _measured(metrics: Mapping[str, float | None]) -> str:
+    rows = [f"| {metric} | {value:.4g} |" for metric, value in metrics.items() if value is not None]
+    return "\n".join(["| metric | value |", "| --- | --- |", *rows]) if rows else "Not yet."
+
+
+def measure(run: Path, into: Path = HERE) -> list[str]:
+    """Write what a run of the recipe zoo/quality measured into the cards of the networks.
+
+    Args:
+        run: its directory; a stage is named after the network it measures, a variant's name joined by a hyphen.
+        into: the zoo's folder.
+
+    Returns:
+        The names of the networks whose cards were written.
+
+    Raises:
+        GraftworkError: if the run is not finished.
+    """
+    results, written = _read(run / "results.json")["results"], []
+    names = [*(name for name in CARDS if name not in VARIANTS), *(f"{name}/{one}" for name in VARIANTS for one in VARIANTS[name])]
+    for name in names:
+        card, found = into / PLACES.get(name, name) / "README.md", results.get(name.replace("/", "-"))
+        if found and card.exists():
+            before, _, rest = card.read_text().partition(MEASURED)
+            after = rest[rest.index("## Limits") :]
+            card.write_text(f"{before}{MEASURED}\n\n{_measured(found)}\n\n{after}")
+            written.append(name)
+    return written
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except OSError as error:
+        raise GraftworkError(f"{path.parent} is no finished run: {error.strerror}: {path}") from None
+    return found
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m graftwork_testbed.zoo.publish", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("run", type=Path, help="directory of a finished run")
-    parser.add_argument("stage", help="stage of the run whose model it is")
-    parser.add_argument("name", help="in the zoo, such as scene-vit")
+    parser.add_argument("run", type=Path, nargs="?", help="directory of a finished run")
+    parser.add_argument("stage", nargs="?", help="stage of the run whose model it is")
+    parser.add_argument("name", nargs="?", help="in the zoo, such as scene-vit")
+    parser.add_argument("--measured", type=Path, metavar="QUALITY", help="a finished run of zoo/quality, for the figures in the cards")
     parser.add_argument("--into", type=Path, default=HERE, help="folder of the zoo")
     given = parser.parse_args(arguments)
+    if (given.name is None) == (given.measured is None):
+        parser.error("give RUN STAGE NAME, or --measured QUALITY")
     try:
-        print(publish(given.run, given.stage, given.name, given.into))
+        done = measure(given.measured, given.into) if given.measured else [publish(given.run, given.stage, given.name, given.into)]
+        print(*done, sep="\n")
     except GraftworkError as error:
         print(f"publish: {error}", file=sys.stderr)
         return 1

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import FluxPipeline
+
+from graftwork import Engine, TrainConfig
+from graftwork_testbed.zoo.flow import FlowMatching, encode_captions, flux
+
+
+@pytest.fixture
+def pipeline(tiny_autoencoder):
+    torch.manual_seed(0)
+    return flux(tiny_autoencoder, 1, 1, attention_heads=2, axes_dims_rope=(4, 6, 6), text_width=16, text_layers=1)
+
+
+def draw(pipeline, **settings):
+    call = {"prompt": "a red three", "num_inference_steps": 3, "output_type": "pt", "true_cfg_scale": 5.0, "negative_prompt": ""}
+    return pipeline(**{**call, **settings}, generator=torch.Generator().manual_seed(3)).images
+
+
+def test_it_is_a_flux_pipeline_with_rotary_positions_and_no_distilled_guidance(pipeline):
+    assert isinstance(pipeline, FluxPipeline)
+    assert pipeline.transformer.config.guidance_embeds is False
+    assert pipeline.transformer.pos_embed.axes_dim == (4, 6, 6)
+    assert draw(pipeline).shape == (1, 3, 64, 64)
+
+
+def test_guidance_is_real(pipeline):
+    assert not torch.equal(draw(pipeline), draw(pipeline, true_cfg_scale=1.0))
+
+
+def test_the_plain_class_draws_the_same_when_told_the_size(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path)
+    again = FluxPipeline(**pipeline.components)
+    again.set_progress_bar_config(disable=True)
+    assert torch.equal(draw(again, height=64, width=64, max_sequence_length=24), draw(pipeline))
+
+
+def test_training_sees_captions_as_the_pipeline_does(pipeline):
+    captions = ["a red three", "a blue one above a pink four"]
+    hidden, pooled, ids = encode_captions(pipeline, captions, torch.device("cpu"))
+    expected = pipeline.encode_prompt(prompt=captions, prompt_2=None, device=torch.device("cpu"), max_sequence_length=24)
+    for ours, theirs in zip((hidden, pooled, ids), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_the_target_is_the_velocity_from_data_to_noise(pipeline, latents, monkeypatch):
+    seen = {}
+
+    def transformer(hidden_states, timestep, **rest):
+        seen.update(noisy=hidden_states, times=timestep)
+        return type("Output", (), {"sample": torch.zeros_like(hidden_states)})
+
+    batch = {key: value[:4] for key, value in latents["train"].columns.items()}
+    batch["latent_std"] = torch.zeros_like(batch["latents"])
+    monkeypatch.setattr(type(pipeline.transformer), "forward", lambda self, **given: transformer(**given))
+    torch.manual_seed(5)
+    loss = FlowMatching(caption_dropout=0.0)(pipeline, {"train": batch}, 0.0).total
+    clean = pipeline._pack_latents(batch["latents"], 4, 4, 8, 8)
+    times = seen["times"].view(-1, 1, 1)
+    velocity = (seen["noisy"] - clean) / times  # x_t = x_0 + t v
+    assert loss.item() == pytest.approx(velocity.square().mean().item(), rel=1e-3)
+
+
+def test_training_moves_the_transformer_and_both_text_encoders(pipeline, latents):
+    names = ("transformer", "text_encoder", "text_encoder_2", "vae")
+    before = {name: {key: value.clone() for key, value in getattr(pipeline, name).state_dict().items()} for name in names}
+    exported = Engine(pipeline, FlowMatching(decay=0.0), latents, TrainConfig(steps=2, batch_size=8), device="cpu").fit()
+    changed = {
+        name for name in names for key, value in getattr(exported, name).state_dict().items() if not torch.equal(value, before[name][key])
+    }
+    assert changed == {"transformer", "text_encoder", "text_encoder_2"}
+
+
+def test_logit_normal_times_are_drawn_so(pipeline, latents):
+    objective, seen = FlowMatching(), []
+    forward = type(pipeline.transformer).forward
+    batch = {key: value[:16] for key, value in latents["train"].columns.items()}
+
+    def watch(self, **given):
+        seen.append(given["timestep"])
+        return forward(self, **given)
+
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(type(pipeline.transformer), "forward", watch)
+        for _ in range(20):
+            objective(pipeline, {"train": batch}, 0.0)
+    normal = torch.cat(seen).logit()
+    assert abs(normal.mean().item()) < 4 / len(normal) ** 0.5
+    assert abs(normal.std().item() - 1) < 4 / (2 * len(normal)) ** 0.5
+
+
+def test_bad_parameters_are_named(tiny_autoencoder):
+    with pytest.raises(ValueError, match=r"axes_dims_rope are even and positive; found \(3, 6, 6\)"):
+        flux(tiny_autoencoder, axes_dims_rope=(3, 6, 6))
+    with pytest.raises(ValueError, match="text_width must be a multiple of 4, its heads; found 18"):
+        flux(tiny_autoencoder, text_width=18)
+    with pytest.raises(ValueError, match="times is"):
+        FlowMatching(times="sometimes")

@@ -111,7 +111,7 @@ class Autoencoding(Objective):
 
     def export(self, model: Any) -> Any:
         """The autoencoder with its scaling factor."""
-        model.register_to_config(scaling_factor=1 / self.spread.item())
+        model.register_to_config(scaling_factor=1 / self.spread.item(), shift_factor=0.0)  # a Flux pipeline wants a number for both
         return model
 
 

@@ -32,7 +32,7 @@ def iou(boxes: Tensor, others: Tensor) -> Tensor:
 
 
 def generalized_iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """Generalised intersection over union: IoU less the share of the hull that is in neither box (Rezatofighi et al., 2019, eq. 2).
+    """Generalised intersection over union: IoU less the share of the hull that is in neither box (Rezatofighi et al., 2019, algorithm 1).
 
     The hull is the smallest box around both, so that boxes that lie apart still have a gradient.
 
@@ -85,7 +85,7 @@ def non_maximum_suppression(boxes: Tensor, scores: Tensor, labels: Tensor, iou_t
     order = scores.argsort(dim=1, descending=True, stable=True)
     ranked, classes = boxes.gather(1, order[..., None].expand(-1, -1, 4)), labels.gather(1, order)
     beats = iou(ranked[:, :, None], ranked[:, None]) > iou_threshold  # (B, K, K): whether the first, if kept, suppresses the second
-    beats &= (classes[:, :, None] == classes[:, None]) & torch.ones_like(beats[0]).triu(1)
+    beats &= (classes[:, :, None] == classes[:, None]) & beats.new_ones(beats.shape[1:]).triu(1)
     kept = torch.ones_like(classes, dtype=torch.bool)
     for _ in range(scores.shape[1]):
         before, kept = kept, ~(beats & kept[:, :, None]).any(dim=1)

@@ -130,10 +130,10 @@ def map_targets(
     """Where on a map the objects are, and which box each cell is to give.
 
     The heat map of a class is the greatest of its objects' Gaussians, each around the cell of a box's centre, where it is 1, with
-    standard deviations of `spread` / 6 of the box's width and height (Liu et al., 2020, eq. 1, https://arxiv.org/abs/1909.00700). A
-    cell belongs to an object if its centre is inside the box and within `radius` cells of the box's centre, across and down (Tian et
-    al., 2022, section 2.2, https://arxiv.org/abs/2006.09214); the cell of a box's centre always does, however narrow the box. Of
-    several objects a cell belongs to the smallest.
+    standard deviations of `spread` / 6 of the box's width and height (Liu et al., 2020, https://arxiv.org/abs/1909.00700). A cell
+    belongs to an object if its centre is inside the box and within `radius` cells of the box's centre, across and down (Tian et al.,
+    2022, https://arxiv.org/abs/2006.09214); the cell of a box's centre always does, however narrow the box. Of several objects a
+    cell belongs to the smallest.
 
     Args:
         objects: of B images.
@@ -156,7 +156,7 @@ def map_targets(
         near = (points - middle).abs() <= radius * stride
         inside.append(near & (points > boxes[..., axis, None]) & (points < boxes[..., axis + 2, None]))
         central.append(steps == own)
-    bell = torch.einsum("bnh,bnw->bnhw", bells[1], bells[0]) * present[..., None, None]
+    bell = bells[1][..., :, None] * bells[0][..., None, :] * present[..., None, None]
     heatmap = bell.new_zeros(len(boxes), num_classes, *size).scatter_reduce(1, labels[..., None, None].expand_as(bell), bell, "amax")
     claimed = (inside[1][..., :, None] & inside[0][..., None, :]) | (central[1][..., :, None] & central[0][..., None, :])
     claimed &= present[..., None, None]

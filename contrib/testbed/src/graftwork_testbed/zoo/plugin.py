@@ -13,6 +13,7 @@ CLIP = Paper("Learning Transferable Visual Models From Natural Language Supervis
 DIFFUSION = Paper("Denoising Diffusion Probabilistic Models", arxiv="2006.11239", year=2020, venue="NeurIPS")
 FLOW = Paper("Flow Matching for Generative Modeling", arxiv="2210.02747", year=2023, venue="ICLR")
 RECTIFIED = Paper("Scaling Rectified Flow Transformers for High-Resolution Image Synthesis", arxiv="2403.03206", year=2024, venue="ICML")
+CENTRES = Paper("Objects as Points", arxiv="1904.07850", year=2019)
 LATENT = Paper("High-Resolution Image Synthesis with Latent Diffusion Models", arxiv="2112.10752", year=2022, venue="CVPR")
 
 
@@ -53,6 +54,11 @@ def graftwork_models() -> Iterator[Component]:
     yield Component("stable-diffusion", f"{HERE}.diffusion:stable_diffusion", "An untrained Stable Diffusion pipeline", LATENT, AUTOENCODER)
     yield Component("flux", f"{HERE}.flow:flux", "An untrained Flux pipeline", RECTIFIED, AUTOENCODER)
     yield Component("caption-clip", f"{HERE}.clip:caption_clip", "An untrained CLIP of scenes and captions", CLIP)
+    boxes, trained = f"{HERE}.detector", {"name": "detector"}
+    yield Component("anchor-free-detector-from-config", f"{boxes}:anchor_free_detector", "An untrained detector of boxes", CENTRES)
+    yield Component(
+        "anchor-free-detector", f"{boxes}:load_anchor_free_detector", "A detector of boxes from the Hub or a folder", CENTRES, trained
+    )
     example = {"architecture": "GPT2LMHeadModel", "config": {"n_embd": 32, "n_layer": 1, "n_head": 2}}
     yield Component("text-network", f"{HERE}.language:text_network", "An untrained network that reads text", None, example)
     for name, function, summary, paper in NETWORKS:
@@ -65,6 +71,8 @@ def graftwork_objectives() -> Iterator[Component]:
     yield Component("autoencoding", f"{HERE}.autoencoder:Autoencoding", "Rebuild images from latents, with a weighted KL", LATENT)
     yield Component("denoising", f"{HERE}.diffusion:Denoising", "Predict the noise in captioned latents", DIFFUSION)
     yield Component("flow-matching", f"{HERE}.flow:FlowMatching", "Predict the velocity from captioned latents to noise", FLOW)
+    centres = f"{HERE}.detection_objective:AnchorFreeDetection"
+    yield Component("anchor-free-detection", centres, "A heat map of centres by focal loss, boxes by generalised IoU", CENTRES)
 
 
 @hookimpl

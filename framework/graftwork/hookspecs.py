@@ -1,4 +1,4 @@
-"""The whole extension surface: five hooks that register components, three that watch runs."""
+"""The whole extension surface: five hooks that register components, one that draws datasets, three that watch runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from graftwork.component import Component
+    from graftwork.kinds.dataset import Dataset
     from graftwork.run import Run
 
 __all__ = ["HOOKS", "hookimpl", "hookspec"]
@@ -49,6 +52,11 @@ def graftwork_guidance() -> Iterable[Component]:  # type: ignore[empty-body]
 @hookspec
 def graftwork_evaluators() -> Iterable[Component]:  # type: ignore[empty-body]
     """Yield the evaluators that this plugin offers."""
+
+
+@hookspec(firstresult=True)
+def graftwork_dataset_figure(dataset: Dataset, split: str) -> Figure | None:
+    """Draw a split for `graft show NAME --figure`; the first plugin that gives a figure draws it, one that cannot gives None."""
 
 
 @hookspec

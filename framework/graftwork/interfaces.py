@@ -15,6 +15,7 @@ from graftwork.errors import DataError, InterfaceError
 __all__ = [
     "Backbone",
     "CausalLM",
+    "Detector",
     "DiffusionPipeline",
     "DualEncoder",
     "Embedder",
@@ -85,6 +86,16 @@ class Segmenter(Protocol):
     """`segment(image)` gives per-pixel class logits (B, num_classes, H, W) at the image's size."""
 
     def segment(self, image: Tensor, /) -> Tensor: ...
+
+
+@runtime_checkable
+class Detector(Protocol):
+    """`detect(image)` gives a dict an image, as torchvision's detectors do.
+
+    Each holds `boxes` (n, 4) float as x1, y1, x2, y2 in pixels of the image, `scores` (n,) in [0, 1], and `labels` (n,) long.
+    """
+
+    def detect(self, image: Tensor, /) -> list[dict[str, Tensor]]: ...
 
 
 @runtime_checkable

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import torch
@@ -18,7 +18,17 @@ from graftwork.kinds.evaluator import Evaluator, Figure, Report, Table, evaluati
 from graftwork.kinds.objective import INPUTS
 from graftwork.run import Run
 
-__all__ = ["Accuracy", "KNNProbe", "LinearProbe", "RegressionError", "Retrieval", "knn_vote", "logistic_regression", "retrieval_scores"]
+__all__ = [
+    "Accuracy",
+    "KNNProbe",
+    "LinearProbe",
+    "RegressionError",
+    "Retrieval",
+    "classification_report",
+    "knn_vote",
+    "logistic_regression",
+    "retrieval_scores",
+]
 
 CHUNK = 2**22
 """Entries of a similarity matrix that are held at once."""
@@ -156,25 +166,43 @@ class Accuracy(Evaluator):
         Raises:
             DataError: if the split is empty, a label has no output, or k exceeds the number of outputs.
         """
-        from torchmetrics.functional import confusion_matrix
-
         logits, labels = _over(model, data, self.split, lambda model, batch: (classify(model, batch), batch["label"]), self.limit)
-        classes = logits.shape[1]
-        if self.top_k > classes:
-            raise DataError(f"top_k is {self.top_k}, but the model has {classes} outputs")
-        guesses = logits.topk(self.top_k, dim=1).indices
-        if labels.min() < 0 or labels.max() >= classes:
-            raise DataError(f'split "{self.split}" has labels {labels.min()} to {labels.max()}, but the model has {classes} outputs')
-        confusion = confusion_matrix(guesses[:, 0], labels, task="multiclass", num_classes=classes)
-        counts, hits = confusion.sum(dim=1), confusion.diagonal()
-        metrics = {"accuracy": (hits.sum() / counts.sum()).item(), "macro-accuracy": (hits / counts)[counts > 0].mean().item()}
-        if self.top_k > 1:
-            metrics[f"top-{self.top_k}-accuracy"] = (guesses == labels[:, None]).any(dim=1).float().mean().item()
-        names = [*data.info.classes, *map(str, range(len(data.info.classes), classes))][:classes]
-        rows = [[n, total, hit / total if total else None] for n, total, hit in zip(names, counts.tolist(), hits.tolist(), strict=True)]
-        table = Table(["class", "samples", "accuracy"], rows, f"Accuracy on {self.split}, a class a row.")
-        caption = f"Classes of {self.split} (rows) against what the model takes them for, in percent of the class."
-        return Report(metrics, {"classes": table}, {"confusion": Figure(_confusion_figure(confusion.cpu(), names), caption)})
+        return classification_report(logits, labels, data.info.classes, self.split, self.top_k)
+
+
+def classification_report(logits: Tensor, labels: Tensor, classes: Sequence[str], split: str, top_k: int = 1, prefix: str = "") -> Report:
+    """Accuracy over all samples and averaged over classes, a table of the classes, and the confusion matrix.
+
+    Args:
+        logits: (N, C), or any scores.
+        labels: (N,) long.
+        classes: their names, as far as they are known.
+        split: where this was measured.
+        top_k: also count a label among the k likeliest classes.
+        prefix: of the metrics' names.
+
+    Raises:
+        DataError: if a label has no output, or k exceeds the number of outputs.
+    """
+    from torchmetrics.functional import confusion_matrix
+
+    outputs = logits.shape[1]
+    if top_k > outputs:
+        raise DataError(f"top_k is {top_k}, but the model has {outputs} outputs")
+    guesses = logits.topk(top_k, dim=1).indices
+    if labels.min() < 0 or labels.max() >= outputs:
+        raise DataError(f'split "{split}" has labels {labels.min()} to {labels.max()}, but the model has {outputs} outputs')
+    confusion = confusion_matrix(guesses[:, 0], labels, task="multiclass", num_classes=outputs)
+    counts, hits = confusion.sum(dim=1), confusion.diagonal()
+    metrics = {"accuracy": (hits.sum() / counts.sum()).item(), "macro-accuracy": (hits / counts)[counts > 0].mean().item()}
+    if top_k > 1:
+        metrics[f"top-{top_k}-accuracy"] = (guesses == labels[:, None]).any(dim=1).float().mean().item()
+    names = [*classes, *map(str, range(len(classes), outputs))][:outputs]
+    rows = [[n, total, hit / total if total else None] for n, total, hit in zip(names, counts.tolist(), hits.tolist(), strict=True)]
+    table = Table(["class", "samples", "accuracy"], rows, f"Accuracy on {split}, a class a row.")
+    caption = f"Classes of {split} (rows) against what the model takes them for, in percent of the class."
+    figures = {"confusion": Figure(_confusion_figure(confusion.cpu(), names), caption)}
+    return Report({f"{prefix}{name}": value for name, value in metrics.items()}, {"classes": table}, figures)
 
 
 def _confusion_figure(confusion: Tensor, names: list[str]) -> Any:

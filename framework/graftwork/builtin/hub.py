@@ -6,14 +6,17 @@ import importlib
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 
 from graftwork.errors import GraftworkError
 from graftwork.interfaces import DiffusionPipeline
 
-__all__ = ["diffusers_pipeline", "load", "need"]
+__all__ = ["Precision", "diffusers_pipeline", "load", "need", "transformers_model"]
+
+Precision: TypeAlias = Literal["float32", "float16", "bfloat16"]
+"""Type of a model's weights."""
 
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
@@ -55,9 +58,29 @@ def load(name: str, loader: Callable[[str], Any], what: str, kind: type[Graftwor
         raise kind(f'{what} "{name}" cannot be loaded; tried {tried}: {said}') from error
 
 
-def diffusers_pipeline(
-    name: str, dtype: Literal["float32", "float16", "bfloat16"] = "float32", device: str | None = None, variant: str | None = None
-) -> DiffusionPipeline:
+def transformers_model(automatic: str, name: str, what: str, dtype: Precision = "float32", **settings: Any) -> tuple[Any, list[str]]:
+    """A model of transformers; from safetensors only, and without code of its repository.
+
+    Args:
+        automatic: the class that knows which model a checkpoint is, such as "AutoModelForCausalLM".
+        name: Hugging Face id or folder.
+        what: what is loaded, for messages.
+        dtype: of the weights; left to itself transformers 5 keeps the checkpoint's, half precision among them.
+        settings: further ones of `from_pretrained`.
+
+    Returns:
+        The model, and the names of weights that the checkpoint lacks or has in another shape, which are made anew.
+
+    Raises:
+        GraftworkError: if it cannot be loaded.
+    """
+    loader = getattr(need("transformers", "transformers"), automatic)
+    always = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True, "dtype": getattr(torch, dtype)}
+    model, found = load(name, lambda source: loader.from_pretrained(source, **always, **settings), what)
+    return model, sorted(key if isinstance(key, str) else key[0] for key in (*found["missing_keys"], *found["mismatched_keys"]))
+
+
+def diffusers_pipeline(name: str, dtype: Precision = "float32", device: str | None = None, variant: str | None = None) -> DiffusionPipeline:
     """A diffusers pipeline without its progress bar; from safetensors only, and without code of its repository.
 
     Args:

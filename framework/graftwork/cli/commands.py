@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graftwork.component import KINDS
-from graftwork.errors import GraftworkError, UnknownComponentError
+from graftwork.errors import ConfigError, GraftworkError, PipelineError, UnknownComponentError
 from graftwork.registry import Registered, Registry, installed
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from graftwork.cli.progress import Silent
 
 __all__ = ["app"]
@@ -71,12 +74,22 @@ def _as_object(one: Registered) -> dict[str, Any]:
 @app.command()
 def show(
     name: Annotated[str, typer.Argument(help="Name of a component, or distribution/name.", autocompletion=_complete)],
+    overrides: Annotated[list[str] | None, typer.Argument(help="With --figure: parameters, such as size=96.", show_default=False)] = None,
     kind: Annotated[str | None, typer.Option(help="Where several kinds have the name.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Draw a dataset into this file, such as out.png or out.svg.")] = None,
+    split: Annotated[str | None, typer.Option(help="With --figure: what to draw; by default the first split.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Show a component: what it does, its paper, its parameters."""
+    """Show a component: what it does, its paper, its parameters. With --figure, draw a dataset."""
     from graftwork import config
 
+    if figure is not None:
+        drawn = _draw(name, overrides or [], kind, split, figure)
+        print(json.dumps({"figure": str(figure), "split": drawn}, indent=1) if as_json else figure)
+        return
+    if overrides or split:
+        asked = " ".join([*(overrides or []), *([f"--split {split}"] if split else [])])
+        raise ConfigError(f"{asked}: parameters and a split are for drawing a dataset; add --figure out.png")
     registry = installed()
     bare = name.rpartition("/")[2]
     kinds = [kind] if kind else [one for one in KINDS if bare in registry.names(one)]
@@ -90,6 +103,49 @@ def show(
 
     for one in found:
         component_page(one, config.parameters(one.load()))
+
+
+def _draw(name: str, overrides: list[str], kind: str | None, split: str | None, path: Path) -> str:
+    """Build a dataset, let a plugin draw one of its splits, write the figure; give the split's name."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    suffix, formats = path.suffix.removeprefix(".").lower(), FigureCanvasBase.get_supported_filetypes()
+    if suffix not in formats:
+        raise ConfigError(f"--figure {path}: a figure's file ends in one of {', '.join(f'.{one}' for one in sorted(formats))}")
+    if kind not in (None, "dataset"):
+        raise ConfigError(f"--figure draws datasets; found --kind {kind}")
+    registry = installed()
+    registry.find("dataset", name)
+    from graftwork.document import Document
+    from graftwork.make import make
+
+    document = Document({})
+    try:
+        document.override(overrides)
+        data = make("dataset", name, **document.data)
+    except (ConfigError, PipelineError) as error:
+        said = "\n".join(map(str, error.problems)) if isinstance(error, PipelineError) else error
+        raise ConfigError(f"{said}\nparameters stand after the name: graft show {name} key=value --figure {path}") from None
+    chosen = split or next(iter(data), "")
+    data[chosen]  # an unknown split is an error before anything is drawn
+    drawn = registry.hooks.graftwork_dataset_figure(dataset=data, split=chosen)
+    if drawn is None:
+        raise GraftworkError(f"no installed plugin draws {name}: pip install graftwork-testbed")
+    _write_figure(drawn, path, suffix)
+    return str(chosen)
+
+
+def _write_figure(figure: Figure, path: Path, suffix: str) -> None:
+    """Write a figure beside its place and rename it there."""
+    beside = path.with_name(f"{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(beside, format=suffix)
+        beside.replace(path)
+    except (OSError, RuntimeError, ValueError) as error:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise GraftworkError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _explain_unknown(registry: Registry, name: str) -> None:

@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from graftwork import ConfigError, DataError, GraftworkError, UnknownComponentError, registry
+from graftwork.cli import commands
 
 pytestmark = pytest.mark.usefixtures("toy")
 Graft = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -66,6 +71,102 @@ def test_schema_is_written_and_knows_parameters(graft: Graft, tmp_path: Path) ->
     assert follow["properties"]["teacher"]["$ref"] == "#/$defs/model"
     assert follow["required"] == ["use", "teacher"]
     assert {"epochs", "steps", "validate"} <= set(schema["$defs"]["TrainConfig"]["properties"])
+
+
+DRAWER = """
+from graftwork import hookimpl
+
+
+@hookimpl
+def graftwork_dataset_figure(dataset, split):
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(len(dataset[split]), 1 + list(dataset).index(split)), dpi=10)
+"""
+
+REFUSER = """
+from graftwork import hookimpl
+
+
+@hookimpl(tryfirst=True)
+def graftwork_dataset_figure(dataset, split):
+    return None
+"""
+
+
+@pytest.fixture
+def drawer(install: Callable[..., Path]) -> None:
+    """A plugin that draws an empty page, as wide as a split has samples and as tall as its place; and one that draws nothing."""
+    install("graftwork-refuser", REFUSER)
+    install("graftwork-drawer", DRAWER)
+
+
+def test_show_draws_a_dataset_with_its_parameters(graft: Graft, drawer: None, tmp_path: Path) -> None:
+    done = graft("show", "blobs", "count=12", "seed=3", "--figure", "new/out.png", "--split", "val")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "new/out.png\n", "")
+    with Image.open(tmp_path / "work/new/out.png") as drawn:
+        assert drawn.size == (120, 20)
+    assert [path.name for path in (tmp_path / "work/new").iterdir()] == ["out.png"]
+
+
+def test_show_draws_the_first_split_and_says_so_in_json(drawer: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    commands.show("toy/blobs", ["count=9"], figure=tmp_path / "a.PNG", as_json=True)
+    assert json.loads(capsys.readouterr().out) == {"figure": str(tmp_path / "a.PNG"), "split": "train"}
+    with Image.open(tmp_path / "a.PNG") as drawn:
+        assert drawn.size == (90, 10)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"name": "net"}, UnknownComponentError, 'no dataset "net" is installed; "net" is a model'),
+        ({"name": "blob"}, UnknownComponentError, r'did you mean "blobs"\?'),
+        ({"kind": "model"}, ConfigError, "--figure draws datasets; found --kind model"),
+        ({"split": "trian"}, DataError, r'no split "trian" \(did you mean "train"\?\); the dataset has train, val, test'),
+        ({"overrides": ["count=2"]}, ConfigError, "count: .*greater than or equal to 4; found 2\nparameters stand after the name"),
+        ({"overrides": ["cuont=8"]}, ConfigError, r'unknown parameter "cuont" \(did you mean "count"\?\)'),
+        ({"overrides": ["val"]}, ConfigError, 'override "val": .*=value\nparameters stand after the name: graft show blobs key=value'),
+        ({"name": "image-folder"}, ConfigError, "is required\nparameters stand after the name: graft show image-folder key=value"),
+        ({"figure": Path("out.xyz")}, ConfigError, r"--figure out\.xyz: a figure's file ends in one of .*\.png,.*\.svg"),
+        ({"figure": Path("out")}, ConfigError, "--figure out: a figure's file ends in one of"),
+    ],
+)
+def test_what_show_cannot_draw_is_told(
+    drawer: None, arguments: dict[str, object], error: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=message):
+        commands.show(**{"name": "blobs", "figure": Path("out.png"), **arguments})
+    assert not Path("out.png").exists()
+
+
+def test_a_figure_that_cannot_be_written_leaves_nothing_behind(drawer: None, tmp_path: Path) -> None:
+    (tmp_path / "out.png").mkdir()
+    with pytest.raises(GraftworkError, match=r"out\.png cannot be written: Is a directory"):
+        commands.show("blobs", ["count=4"], figure=tmp_path / "out.png")
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(GraftworkError, match=r"file/out\.png cannot be written: "):
+        commands.show("blobs", ["count=4"], figure=tmp_path / "file" / "out.png")
+    assert (tmp_path / "file").read_text() == "kept"
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_without_a_plugin_that_draws_the_test_bed_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def few(group: str) -> list[EntryPoint]:
+        return [entry for entry in entry_points(group=group) if entry.dist and entry.dist.name in ("graftwork", "graftwork-toy")]
+
+    monkeypatch.setattr(registry, "entry_points", few)
+    registry.installed.cache_clear()
+    with pytest.raises(GraftworkError, match="no installed plugin draws blobs: pip install graftwork-testbed"):
+        commands.show("blobs", figure=tmp_path / "out.png")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"), [({"overrides": ["count=8"]}, "count=8"), ({"split": "val"}, "--split val"), ({"overrides": ["val"]}, "val")]
+)
+def test_parameters_and_a_split_want_a_figure(arguments: dict[str, object], named: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{named}: parameters and a split are for drawing a dataset; add --figure out.png"):
+        commands.show("blobs", **arguments)
 
 
 def test_a_bad_option_is_a_usage_error(graft: Graft) -> None:

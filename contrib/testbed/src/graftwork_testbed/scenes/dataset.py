@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeAlias
@@ -19,11 +20,11 @@ from graftwork_testbed.photographs import PHOTOS, band, load_photo, random_crops
 from graftwork_testbed.scenes.grammar import Thing, describe
 from graftwork_testbed.scenes.layout import MOST, SIZES, Layout, Vocabulary, draw_layout, relations
 from graftwork_testbed.scenes.motion import draw_velocities, trajectories
-from graftwork_testbed.scenes.panorama import distortion, place_around, room, sphere_alphas
+from graftwork_testbed.scenes.panorama import SHRINK, distortion, place_around, room, sphere_alphas
 from graftwork_testbed.scenes.render import Canvas, compose, mute, stroke_alphas
 from graftwork_testbed.scenes.samples import SceneSamples
-from graftwork_testbed.scenes.styles import DEGRADATIONS, STYLES, View, render_view
-from graftwork_testbed.scenes.vocabulary import COLOURS, RELATIONS, Colour
+from graftwork_testbed.scenes.styles import DEGRADATIONS, STYLES, Look, render_view
+from graftwork_testbed.scenes.vocabulary import COLOURS, COUNTS, RELATIONS, Colour
 from graftwork_testbed.splits import SPLITS, Seed, stratified_split
 from graftwork_testbed.texture_crops import TEXTURES
 
@@ -34,12 +35,19 @@ LabelOf: TypeAlias = Literal["digit", "colour", "digit-colour", "count", "backgr
 
 LABELS: tuple[LabelOf, ...] = ("digit", "colour", "digit-colour", "count", "background")
 
-Count: TypeAlias = Annotated[int, Field(ge=1, le=1_000_000)]
+MOST_SCENES = 1_000_000
+Count: TypeAlias = Annotated[int, Field(ge=1, le=MOST_SCENES)]
 VERSION = 1
 """Of the pictures: raised when the same parameters would draw others."""
 
 SMALLEST = 8
 """Least side of a digit's square in pixels: scikit-learn's digits have 8."""
+
+LEAST_SIZE = 18
+"""Pixels from which a scene can hold one digit."""
+
+TEXTURE_ROOM = 77
+"""Pixels across the narrowest region of the textures, val's."""
 
 CHUNK = 256
 STROKES = 40
@@ -60,14 +68,14 @@ class _Recipe:
 
 
 def digit_scenes(
-    size: Annotated[int, Field(ge=16, le=256)] = 64,
+    size: Annotated[int, Field(ge=LEAST_SIZE, le=256)] = 64,
     min_digits: Annotated[int, Field(ge=1, le=MOST)] = 1,
     max_digits: Annotated[int, Field(ge=1, le=MOST)] = MOST,
     weights: list[Annotated[float, Field(ge=0)]] | None = None,
     classes: list[Digit] | None = None,
     colours: list[Colour] | None = None,
     label: LabelOf = "digit",
-    styles: Annotated[list[View], Field(min_length=1)] | None = None,
+    styles: Annotated[list[Look], Field(min_length=1)] | None = None,
     backgrounds: Literal["photos", "textures"] = "photos",
     scale: Annotated[float, Field(ge=0.5, le=1)] = 1.0,
     muting: Annotated[float, Field(ge=0, le=1)] = 0.5,
@@ -87,16 +95,18 @@ def digit_scenes(
     digits in `classes`; `colours` (n,) positions in `scenes.vocabulary.COLOURS`; `boxes` (n, 4) xyxy in pixels, tight around the
     visible strokes; `mask` (H, W) long, 0 background and 1 + the digit's position in `classes`; `instances` (H, W) long, 0
     background and k the k-th digit; `caption`, of the grammar in `scenes.grammar`; `relation` (n (n - 1) / 2, 3) long, triples
-    (first, number in `scenes.vocabulary.RELATIONS`, second) of the pairs 0-1, 0-2, 1-2, ...; `background`, which photograph or
-    texture; `domain`, position in `styles`; `sources` (n,) rows of scikit-learn's table; `index`, position in the split. H = W =
-    size, and W = 2 size in a panorama.
+    (first, number in `scenes.vocabulary.RELATIONS`, second) of the pairs 0-1, 0-2, 1-2, ..., by the larger of the offsets of the
+    digits' centres across and down, as shares of the frame's width and height; `background`, which photograph or texture; `domain`,
+    position in `styles`; `sources` (n,) rows of scikit-learn's table; `index`, position in the split. H = W = size, and W = 2 size
+    in a panorama.
 
     With `frames` above 1 the digits move, and a sample holds in addition `clip` (T, 3, H, W), `clip_mask` and `clip_instances`
     (T, H, W), `clip_boxes` (T, n, 4) and `velocity` (n, 2) in pixels a frame; `image` and its masks are the first frame's. In
     passing, a later digit covers an earlier one; boxes go around the whole digit, covered or not.
 
     With `panorama` the scene is all around: an equirectangular frame of digits on the planes that touch a sphere at their centres,
-    in a room of six photographs; `distortion` (H, W) says how many times wider than high a small disc appears at each pixel.
+    in a room whose walls are six patches of one photograph; `distortion` (H, W) says how many times wider than high a small disc
+    appears at each pixel.
 
     Args:
         size: height in pixels, and width but for panoramas.
@@ -108,10 +118,11 @@ def digit_scenes(
         label: what `label` is: the first digit's class or colour, both (in the order of classes, then colours), how many digits
             there are (0 for one), or which background.
         styles: looks of the same scenes, in the order of `domain`: of "photo", "sketch", "poster", "night", "watercolour" and the
-            degradations "blur", "noise", "low-resolution", "grey", "hole". With one the splits are "train", "val", "test"; with
-            several "photo/train", ..., where `index` pairs them. Captions name a style other than "photo".
+            degradations "blur", "noise", "low-resolution", "grey", "hole"; "photo" alone by default. With one the splits are
+            "train", "val", "test"; with several "photo/train", ..., where `index` pairs them. Captions name a style other than
+            "photo".
         backgrounds: patches of nine photographs, of which train, val and test have different ones; or of the six surfaces of
-            `textures`, each in every split, from regions apart; captions then name the surface.
+            `textures`, each in every split, from regions apart, in scenes of at most 77 pixels; captions then name the surface.
         scale: factor on the digits' sizes.
         muting: how far backgrounds are pulled to a dark grey, so that the digits stand out; 0 leaves them as they are.
         frames: T of a clip.
@@ -119,7 +130,7 @@ def digit_scenes(
         train: scenes in "train".
         val: scenes in "val".
         test: scenes in "test".
-        seed: of the split of the digits, and of all that is drawn.
+        seed: of the split of the digits, and of all that is drawn. A split of another length has other scenes throughout.
 
     Raises:
         ValueError: if a parameter is out of range, a name stands twice, or the size cannot hold the digits.
@@ -129,8 +140,10 @@ def digit_scenes(
     hues = tuple(COLOURS) if colours is None else tuple(colours)
     looks = ("photo",) if styles is None else tuple(styles)
     _check_names(chosen, hues, looks)
-    _check_numbers(size, min_digits, max_digits, scale, muting, frames, panorama, seed)
-    _check_choices(label, backgrounds, (train, val, test))
+    _check_numbers(size, min_digits, max_digits, scale, muting, frames, seed)
+    _check_choices(label, backgrounds, size, frames, panorama)
+    _check_digits_fit(size * (SHRINK if panorama else 1) * scale, max_digits, size)
+    _check_counts(train, val, test)
     _check_weights(weights, min_digits, max_digits)
     vocabulary = Vocabulary(chosen, tuple(list(COLOURS).index(hue) for hue in hues), min_digits, max_digits, scale, tuple(weights or ()))
     recipe = _Recipe(size, vocabulary, backgrounds, muting, frames, panorama, seed)
@@ -138,24 +151,28 @@ def digit_scenes(
     splits = {}
     for number, (split, count) in enumerate(zip(SPLITS, (train, val, test), strict=True)):
         drawn = cached("digit-scenes", _key(recipe, split, count), lambda split=split, count=count: _draw(recipe, split, count))
-        labels, _ = _labels(label, drawn, chosen, hues, named)
+        columns = _columns(drawn, chosen, _labels(label, drawn, chosen, hues))
         for position, look in enumerate(looks):
             generator = np.random.default_rng([seed, number, STYLES.index(look) if look in STYLES else 8 + DEGRADATIONS.index(look)])
-            samples = _samples(drawn, chosen, labels, position, look, named if backgrounds == "textures" else (), generator)
-            splits[split if len(looks) == 1 else f"{look}/{split}"] = samples
-    _, names = _labels(label, drawn, chosen, hues, named)
-    described = "Handwritten digits in colour on " + backgrounds
-    info = DatasetInfo(names, 3, (size, 2 * size if panorama else size), looks if len(looks) > 1 else (), description=described)
-    return Dataset(dict(sorted(splits.items(), key=lambda item: looks.index(item[0].split("/")[0]) if "/" in item[0] else 0)), info)
+            shown = _in_look(columns, look, position, generator)
+            captions = _captions(drawn, named if backgrounds == "textures" else (), look)
+            constant = {"distortion": distortion(size)} if panorama else {}
+            splits[split if len(looks) == 1 else f"{look}/{split}"] = SceneSamples(shown, drawn["counts"], captions, constant)
+    names, shape = _label_names(label, chosen, hues, named), (size, 2 * size if panorama else size)
+    domains = looks if len(looks) > 1 else ()
+    ordered = [f"{look}/{split}" for look in domains for split in SPLITS] or SPLITS
+    info = DatasetInfo(names, 3, shape, domains, description=f"Handwritten digits in colour on {backgrounds}")
+    return Dataset({split: splits[split] for split in ordered}, info)
 
 
 def _key(recipe: _Recipe, split: str, count: int) -> dict[str, Any]:
+    import PIL
     import skimage
     import sklearn
 
-    made = {"drawing": VERSION, "scikit-image": skimage.__version__, "scikit-learn": sklearn.__version__, "torch": torch.__version__}
+    drawn_by = {package.__name__: package.__version__ for package in (np, PIL, skimage, sklearn, torch)}
     shown = {**vars(recipe), "vocabulary": vars(recipe.vocabulary)}
-    return {**made, **shown, "split": split, "count": count}
+    return {"drawing": VERSION, **drawn_by, **shown, "split": split, "count": count}
 
 
 def _background_names(backgrounds: str) -> tuple[str, ...]:
@@ -239,23 +256,14 @@ def _patches(recipe: _Recipe, split: str, count: int, crops: int, generator: np.
     numbers = torch.empty(count, dtype=torch.long)
     for position, (name, picture) in enumerate(pictures.items()):
         chosen = drawn == position
-        if recipe.size > min(picture.shape[1:]):
-            raise ValueError(f"size {recipe.size} is larger than what {name} has for {split}: at most {min(picture.shape[1:])}")
         wanted = int(chosen.sum()) * crops
         patches[chosen] = random_crops(picture, wanted, recipe.size, generator).view(-1, crops, 3, recipe.size, recipe.size)
         numbers[chosen] = names.index(name)
     return patches, numbers
 
 
-def _samples(
-    drawn: dict[str, Tensor],
-    classes: Sequence[int],
-    labels: Tensor,
-    position: int,
-    look: str,
-    surfaces: Sequence[str],
-    generator: np.random.Generator,
-) -> SceneSamples:
+def _columns(drawn: dict[str, Tensor], classes: Sequence[int], labels: Tensor) -> dict[str, Tensor]:
+    """What samples hold, as columns, in the look "photo"."""
     positions = torch.zeros(10, dtype=torch.long)
     positions[torch.tensor(classes)] = torch.arange(len(classes))
     of_slot = torch.cat([torch.zeros(len(labels), 1, dtype=torch.long), positions[drawn["digits"]] + 1], 1).byte()
@@ -263,19 +271,24 @@ def _samples(
     columns |= {key: drawn[key] for key in ("colours", "boxes")}
     columns |= {"mask": _semantic(of_slot, drawn["instances"]), "instances": drawn["instances"]}
     columns |= {key: drawn[key] for key in ("relation", "background", "sources")}
-    columns |= {"domain": torch.full_like(labels, position), "index": torch.arange(len(labels))}
+    columns |= {"domain": torch.zeros_like(labels), "index": torch.arange(len(labels))}
     if "clip" in drawn:
         columns |= {key: drawn[key] for key in ("clip", "clip_instances", "clip_boxes", "velocity")}
         columns["clip_mask"] = _semantic(of_slot, drawn["clip_instances"])
-    if look != "photo":
-        columns["image"] = render_view(look, drawn["image"], columns["mask"], generator)
-        if "clip" in drawn:
-            flat = render_view(look, drawn["clip"].flatten(0, 1), columns["clip_mask"].flatten(0, 1), generator)
-            columns["clip"] = flat.view(drawn["clip"].shape)
-            columns["image"] = columns["clip"][:, 0]
-    height, width = drawn["image"].shape[-2:]
-    constant = {"distortion": distortion(height)} if width != height else {}
-    return SceneSamples(columns, drawn["counts"], _captions(drawn, surfaces, look), constant)
+    return columns
+
+
+def _in_look(columns: dict[str, Tensor], look: str, position: int, generator: np.random.Generator) -> dict[str, Tensor]:
+    """The same scenes in a look that stands at `position` among the domains."""
+    shown = columns | {"domain": torch.full_like(columns["domain"], position)}
+    if look == "photo":
+        return shown
+    shown["image"] = render_view(look, columns["image"], columns["mask"], generator)
+    if "clip" in columns:
+        clip = columns["clip"]
+        shown["clip"] = render_view(look, clip.flatten(0, 1), columns["clip_mask"].flatten(0, 1), generator).view(clip.shape)
+        shown["image"] = shown["clip"][:, 0]
+    return shown
 
 
 def _semantic(of_slot: Tensor, instances: Tensor) -> Tensor:
@@ -294,22 +307,29 @@ def _captions(drawn: dict[str, Tensor], surfaces: Sequence[str], look: str) -> l
     return found
 
 
-def _labels(
-    label: str, drawn: dict[str, Tensor], classes: Sequence[int], hues: Sequence[str], backgrounds: Sequence[str]
-) -> tuple[Tensor, tuple[str, ...]]:
-    """Labels (N,) and the names of their classes."""
-    digits = torch.tensor([classes.index(digit) for digit in drawn["digits"][:, 0].tolist()])
-    known = [list(COLOURS).index(hue) for hue in hues]
-    colours = torch.tensor([known.index(colour) for colour in drawn["colours"][:, 0].tolist()])
-    if label == "digit":
-        return digits, tuple(map(str, classes))
-    if label == "colour":
-        return colours, tuple(hues)
-    if label == "digit-colour":
-        return digits * len(hues) + colours, tuple(f"{hue} {digit}" for digit in classes for hue in hues)
+def _labels(label: str, drawn: dict[str, Tensor], classes: Sequence[int], hues: Sequence[str]) -> Tensor:
+    """Labels (N,)."""
     if label == "count":
-        return drawn["counts"] - 1, ("one", "two", "three", "four")
-    return drawn["background"], tuple(backgrounds)
+        return drawn["counts"] - 1
+    if label == "background":
+        return drawn["background"]
+    known = [list(COLOURS).index(hue) for hue in hues]
+    digits = (drawn["digits"][:, :1] == torch.tensor(classes)).long().argmax(1)
+    colours = (drawn["colours"][:, :1] == torch.tensor(known)).long().argmax(1)
+    if label == "digit-colour":
+        return digits * len(hues) + colours
+    return digits if label == "digit" else colours
+
+
+def _label_names(label: str, classes: Sequence[int], hues: Sequence[str], backgrounds: Sequence[str]) -> tuple[str, ...]:
+    """The names of the labels' classes."""
+    return {
+        "digit": tuple(map(str, classes)),
+        "colour": tuple(hues),
+        "digit-colour": tuple(f"{hue} {digit}" for digit in classes for hue in hues),
+        "count": tuple(COUNTS[1:]),
+        "background": tuple(backgrounds),
+    }[label]
 
 
 def _check_names(classes: Sequence[int], hues: Sequence[str], looks: Sequence[str]) -> None:
@@ -324,37 +344,47 @@ def _check_names(classes: Sequence[int], hues: Sequence[str], looks: Sequence[st
                 raise DataError(f'no {what} "{name}"{nearest(name, known)}; there are {", ".join(known)}')
 
 
-def _check_numbers(size: int, least: int, most: int, scale: float, muting: float, frames: int, panorama: bool, seed: int) -> None:
+def _check_numbers(size: int, least: int, most: int, scale: float, muting: float, frames: int, seed: int) -> None:
     if not 1 <= least <= most <= MOST:
         raise ValueError(f"min_digits and max_digits must be 1 to {MOST}, in order; found {least} and {most}")
-    for name, value, low, high in (("size", size, 16, 256), ("scale", scale, 0.5, 1), ("muting", muting, 0, 1), ("frames", frames, 1, 64)):
+    ranges = (("size", size, LEAST_SIZE, 256), ("scale", scale, 0.5, 1), ("muting", muting, 0, 1), ("frames", frames, 1, 64))
+    for name, value, low, high in ranges:
         if not low <= value <= high:
             raise ValueError(f"{name} must be {low} to {high}; found {value}")
-    if panorama and frames > 1:
-        raise ValueError(f"a panorama does not move: found panorama and frames {frames}")
     if seed < 0:
         raise ValueError(f"the seed must not be negative; found {seed}")
-    smallest = size * scale * SIZES[most][0]
-    if smallest < SMALLEST:
-        needed = int(np.ceil(SMALLEST / (scale * SIZES[most][0])))
-        raise ValueError(
-            f"size {size} cannot hold {most} digits: the smallest would have {smallest:.1f} pixels, and a digit needs {SMALLEST}; "
-            f"use a size of at least {needed}, or fewer digits (max_digits)"
-        )
 
 
-def _check_choices(label: str, backgrounds: str, counts: Sequence[int]) -> None:
+def _check_choices(label: str, backgrounds: str, size: int, frames: int, panorama: bool) -> None:
     if label not in LABELS:
         raise ValueError(f"label must be one of {', '.join(LABELS)}; found {label!r}")
     if backgrounds not in ("photos", "textures"):
         raise ValueError(f'backgrounds must be "photos" or "textures"; found {backgrounds!r}')
-    if min(counts) < 1:
-        raise ValueError(f"train, val and test must each hold a scene; found {list(counts)}")
+    if backgrounds == "textures" and size > TEXTURE_ROOM:
+        raise ValueError(f"size must be at most {TEXTURE_ROOM} on textures, the width of their narrowest region; found {size}")
+    if panorama and frames > 1:
+        raise ValueError(f"a panorama does not move: found panorama and frames {frames}")
+
+
+def _check_digits_fit(full: float, most: int, size: int) -> None:
+    """`full` is the side in pixels of a digit that takes the whole scene."""
+    smallest = full * SIZES[most][0]
+    if smallest < SMALLEST:
+        digits, fewer = ("1 digit", "") if most == 1 else (f"{most} digits", ", or fewer digits (max_digits)")
+        raise ValueError(
+            f"size {size} cannot hold {digits}: the smallest would have {smallest:.1f} pixels, and a digit needs {SMALLEST}; "
+            f"use a size of at least {math.ceil(SMALLEST / smallest * size)}{fewer}"
+        )
+
+
+def _check_counts(*counts: int) -> None:
+    if not 1 <= min(counts) <= max(counts) <= MOST_SCENES:
+        raise ValueError(f"train, val and test must each hold 1 to {MOST_SCENES:,} scenes; found {list(counts)}")
 
 
 def _check_weights(weights: Sequence[float] | None, least: int, most: int) -> None:
     wanted = most - least + 1
-    if weights is not None and (len(weights) != wanted or min(weights) < 0 or sum(weights) <= 0):
+    if weights is not None and (len(weights) != wanted or min(weights) < 0 or not 0 < sum(weights) < math.inf):
         raise ValueError(
             f"weights are {wanted} numbers, for {least} to {most} digits, none negative and not all zero; found {list(weights)}"
         )

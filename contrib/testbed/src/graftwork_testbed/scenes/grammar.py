@@ -21,6 +21,11 @@ from graftwork_testbed.scenes.vocabulary import COLOURS, COUNTS, DIGITS, PLURALS
 __all__ = ["Description", "Thing", "describe", "parse_caption"]
 
 BACKGROUND_WORDS = ("brick", "grass", "gravel", "regolith", "stars", "tissue")
+"""Names of the textures."""
+
+STYLE_WORDS = ("sketch", "poster", "night", "watercolour", "blur", "noise", "low-resolution", "grey", "hole")
+"""Names of the styles and degradations, but for "photo", which captions do not name."""
+
 NAMES = tuple(COLOURS)
 THING = re.compile(r"(an?) (\w+) (\w+)")
 GROUP = re.compile(r"(\w+) (\w+) (\w+)")
@@ -34,13 +39,22 @@ class Thing:
     Args:
         digit: 0 to 9.
         colour: name of a colour.
+
+    Raises:
+        ValueError: if there is no such digit or colour.
     """
 
     digit: int
     colour: str
 
+    def __post_init__(self) -> None:
+        if self.digit not in range(len(DIGITS)):
+            raise ValueError(f"a digit is 0 to 9; found {self.digit}")
+        if self.colour not in COLOURS:
+            raise ValueError(f'no colour "{self.colour}"{nearest(self.colour, NAMES)}; there are {", ".join(NAMES)}')
+
     def __str__(self) -> str:
-        return f"{'an' if self.colour[0] in 'aeiou' else 'a'} {self.colour} {DIGITS[self.digit]}"
+        return f"{_article(self.colour)} {self.colour} {DIGITS[self.digit]}"
 
 
 @dataclass(frozen=True)
@@ -75,10 +89,13 @@ def describe(things: Sequence[Thing], relation: str | None = None, background: s
         style: name of a style.
 
     Raises:
-        ValueError: if there are no things, or more than four, or a relation with fewer than two.
+        ValueError: if there are no things, or more than four, or a relation with fewer than two; or no such relation or background.
     """
     if not 1 <= len(things) < len(COUNTS):
         raise ValueError(f"a caption names 1 to {len(COUNTS) - 1} digits; found {len(things)}")
+    for what, word, known in (("relation", relation, RELATIONS), ("background", background, BACKGROUND_WORDS)):
+        if word and word not in known:
+            raise ValueError(f'no {what} "{word}"{nearest(word, known)}; there are {", ".join(known)}')
     if relation is None:
         text = _listed(things)
     else:
@@ -88,6 +105,10 @@ def describe(things: Sequence[Thing], relation: str | None = None, background: s
     return text + (f" on {background}" if background else "") + (f", {style}" if style else "")
 
 
+def _article(colour: str) -> str:
+    return "an" if colour[0] in "aeiou" else "a"
+
+
 def _listed(things: Sequence[Thing]) -> str:
     groups = [
         str(thing) if count == 1 else f"{COUNTS[count]} {thing.colour} {PLURALS[thing.digit]}" for thing, count in Counter(things).items()
@@ -95,8 +116,8 @@ def _listed(things: Sequence[Thing]) -> str:
     return groups[0] if len(groups) == 1 else f"{', '.join(groups[:-1])} and {groups[-1]}"
 
 
-def parse_caption(caption: str, styles: Sequence[str] = ()) -> Description:
-    """What a caption of the grammar says.
+def parse_caption(caption: str, styles: Sequence[str] = STYLE_WORDS) -> Description:
+    """What a caption of the grammar says; digits that it counts come out one by one.
 
     Args:
         caption: a sentence of the grammar.
@@ -109,6 +130,8 @@ def parse_caption(caption: str, styles: Sequence[str] = ()) -> Description:
     head, comma, tail = text.rpartition(", ")
     if comma and tail in styles:
         text, style = head, tail
+    elif comma and " and " not in tail and not tail.startswith("with "):
+        raise _outside(caption, f'"{tail}" is neither a style{nearest(tail, styles)} nor the end of a list, which has "and" before it')
     head, on, tail = text.rpartition(" on ")
     if on:
         if tail not in BACKGROUND_WORDS:
@@ -126,15 +149,18 @@ def parse_caption(caption: str, styles: Sequence[str] = ()) -> Description:
 
 
 def _groups(text: str, caption: str) -> list[Thing]:
-    parts = [part for piece in text.split(", ") for part in piece.split(" and ")]
+    before, joined, last = text.rpartition(" and ")
+    parts = [*before.split(", "), last] if joined else [text]
     return [thing for part in parts for thing in _group(part, caption)]
 
 
 def _group(text: str, caption: str) -> list[Thing]:
     found = GROUP.fullmatch(text)
-    if found and found[1] in COUNTS[2:]:
+    if found and (found[1] in COUNTS[2:] or found[3] in PLURALS):
+        if found[1] not in COUNTS[2:]:
+            raise _outside(caption, f'"{found[1]}" is no count of digits; there are {", ".join(COUNTS[2:])}')
         if found[3] not in PLURALS:
-            raise _outside(caption, f'"{found[3]}" is no plural of a digit{nearest(found[3], PLURALS)}')
+            raise _outside(caption, f'"{found[3]}" is no plural of a digit{nearest(found[3], PLURALS)}; there are {", ".join(PLURALS)}')
         return [Thing(PLURALS.index(found[3]), _colour(found[2], caption))] * COUNTS.index(found[1])
     return [_thing(text, caption)]
 
@@ -145,7 +171,10 @@ def _thing(text: str, caption: str) -> Thing:
         raise _outside(caption, f'"{text}" is not of the form "a COLOUR DIGIT"')
     if found[3] not in DIGITS:
         raise _outside(caption, f'"{found[3]}" is no digit{nearest(found[3], DIGITS)}; there are {", ".join(DIGITS)}')
-    return Thing(DIGITS.index(found[3]), _colour(found[2], caption))
+    thing = Thing(DIGITS.index(found[3]), _colour(found[2], caption))
+    if found[1] != _article(thing.colour):
+        raise _outside(caption, f'"{text}" wants the article "{_article(thing.colour)}"')
+    return thing
 
 
 def _colour(word: str, caption: str) -> str:

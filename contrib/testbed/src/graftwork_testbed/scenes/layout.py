@@ -26,6 +26,9 @@ REPEAT = 0.15
 CANDIDATES = 48
 """Layouts that are drawn at once for a scene; the first that fits is taken."""
 
+AT_ONCE = 1024
+"""Scenes whose candidates are held in memory together."""
+
 
 @dataclass(frozen=True)
 class Vocabulary:
@@ -105,15 +108,18 @@ def _place(sizes: Any, present: Any, generator: np.random.Generator) -> Any:
     centres = np.zeros((*sizes.shape, 2))
     waiting = np.arange(len(sizes))
     for _ in range(20):
+        left = []
+        for part in np.split(waiting, range(AT_ONCE, len(waiting), AT_ONCE)):
+            size = sizes[part, None, :, None]  # (W, 1, 4, 1)
+            tried = generator.uniform(0, 1, (len(part), CANDIDATES, MOST, 2)) * (1 - size) + size / 2
+            fits = _fits(tried, size[..., 0], present[part])
+            first, found = fits.argmax(1), fits.any(1)
+            centres[part[found]] = tried[np.arange(len(part)), first][found]
+            left.append(part[~found])
+        waiting = np.concatenate(left)
         if not len(waiting):
             break
-        size = sizes[waiting, None, :, None]  # (W, 1, 4, 1)
-        tried = generator.uniform(0, 1, (len(waiting), CANDIDATES, MOST, 2)) * (1 - size) + size / 2
-        fits = _fits(tried, size[..., 0], present[waiting])
-        first, found = fits.argmax(1), fits.any(1)
-        centres[waiting[found]] = tried[np.arange(len(waiting)), first][found]
-        waiting = waiting[~found]
-    if len(waiting):
+    if len(waiting):  # rare, and of three or four digits only: these fit between the corners
         corners = np.array([[0.27, 0.25], [0.75, 0.23], [0.25, 0.77], [0.73, 0.75]])
         room = np.clip(0.25 - sizes[waiting] / 2, 0, 0.02)[..., None]
         centres[waiting] = corners + generator.uniform(-1, 1, (len(waiting), MOST, 2)) * room

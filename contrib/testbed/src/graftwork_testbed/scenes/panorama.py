@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from graftwork_testbed.scenes.layout import CANDIDATES, DOUBT, MOST
-from graftwork_testbed.scenes.render import sharpen
+from graftwork_testbed.scenes.layout import AT_ONCE, CANDIDATES, DOUBT, MOST
+from graftwork_testbed.scenes.render import sharpen, spread
 
 __all__ = ["directions", "distortion", "place_around", "room", "sphere_alphas"]
 
@@ -60,7 +60,10 @@ def place_around(sizes: Tensor, counts: Tensor, generator: np.random.Generator) 
             break
         shape = (len(waiting), CANDIDATES, MOST)
         longitude, latitude = generator.uniform(-math.pi, math.pi, shape), generator.uniform(-STEEPEST, STEEPEST, shape)
-        fits = _fits_around(longitude, latitude, radii[waiting, None], present[waiting])
+        parts = [slice(start, start + AT_ONCE) for start in range(0, len(waiting), AT_ONCE)]
+        fits = np.concatenate(
+            [_fits_around(longitude[part], latitude[part], radii[waiting[part], None], present[waiting[part]]) for part in parts]
+        )
         first, found = fits.argmax(1), fits.any(1)
         tried = np.stack([longitude, latitude], -1)
         centres[waiting[found]] = tried[np.arange(len(waiting)), first][found]
@@ -90,27 +93,27 @@ def sphere_alphas(strokes: Tensor, places: Tensor, sizes: Tensor, angles: Tensor
         strokes: (N, 4, h, w) uint8, white on black.
         places: (N, 4, 2) longitude and latitude of the centres.
         sizes: (N, 4), as a layout has them; 0 draws nothing.
-        angles: (N, 4) degrees by which each digit is turned.
+        angles: (N, 4) degrees by which each digit is turned, clockwise.
         size: height of the frame in pixels; it is twice as wide.
 
     Returns:
         (N, 4, size, 2 size) float in [0, 1].
     """
-    count, slots = sizes.shape
+    present = sizes > 0
+    places, sizes, angles = places[present], sizes[present], angles[present]
     (sin_lon, sin_lat), (cos_lon, cos_lat) = places.sin().unbind(-1), places.cos().unbind(-1)
     ahead = torch.stack([cos_lat * sin_lon, sin_lat, cos_lat * cos_lon], -1)
     right = torch.stack([cos_lon, torch.zeros_like(cos_lon), -sin_lon], -1)
     up = torch.stack([-sin_lat * sin_lon, cos_lat, -sin_lat * cos_lon], -1)
     seen = directions(size)
-    depth, x, y = (torch.einsum("hwd,nkd->nkhw", seen, axis) for axis in (ahead, right, up))
-    half = torch.tan(sizes * math.pi * SHRINK / 2).clamp(min=1e-6)[..., None, None]
+    depth, x, y = (torch.einsum("hwd,md->mhw", seen, axis) for axis in (ahead, right, up))
+    half = torch.tan(sizes * math.pi * SHRINK / 2)[..., None, None]
     x, y = (axis / depth.clamp(min=1e-6) / half for axis in (x, y))
     radians = torch.deg2rad(angles)[..., None, None]
     turned = torch.stack([radians.cos() * x - radians.sin() * y, -radians.sin() * x - radians.cos() * y], -1)  # rows run down
-    turned = torch.where((depth > 0)[..., None], turned, 9.0)
-    grid = turned.view(count * slots, size, 2 * size, 2)
-    drawn = grid_sample(strokes.reshape(count * slots, 1, *strokes.shape[2:]).float() / 255, grid, align_corners=False)
-    return sharpen(drawn.view(count, slots, size, 2 * size)) * (sizes > 0)[..., None, None]
+    grid = torch.where((depth > 0)[..., None], turned, 9.0)  # far outside, for what lies behind
+    drawn = grid_sample(strokes[present].unsqueeze(1).float() / 255, grid, align_corners=False)
+    return spread(sharpen(drawn.squeeze(1)), present)
 
 
 def room(walls: Tensor) -> Tensor:

@@ -11,17 +11,21 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, conv2d, interpolate, pad
 
-__all__ = ["DEGRADATIONS", "MAPS", "STYLES", "VIEWS", "View", "gaussian_blur", "render_view", "sobel_magnitude"]
+from graftwork import DataError
+from graftwork.errors import nearest
 
-View: TypeAlias = Literal[
-    "photo", "sketch", "poster", "night", "watercolour", "blur", "noise", "low-resolution", "grey", "hole", "edges", "segments"
-]
-"""How a scene is shown."""
+__all__ = ["DEGRADATIONS", "MAPS", "STYLES", "VIEWS", "Look", "View", "gaussian_blur", "render_view", "sobel_magnitude"]
 
-STYLES: tuple[View, ...] = ("photo", "sketch", "poster", "night", "watercolour")
+Look: TypeAlias = Literal["photo", "sketch", "poster", "night", "watercolour", "blur", "noise", "low-resolution", "grey", "hole"]
+"""A style or a degradation: a picture of the whole scene."""
+
+View: TypeAlias = Literal[Look, "edges", "segments"]
+"""How a scene is shown: a look, or a map of its structure."""
+
+STYLES: tuple[Look, ...] = ("photo", "sketch", "poster", "night", "watercolour")
 """Looks in which a digit keeps the name of its colour."""
 
-DEGRADATIONS: tuple[View, ...] = ("blur", "noise", "low-resolution", "grey", "hole")
+DEGRADATIONS: tuple[Look, ...] = ("blur", "noise", "low-resolution", "grey", "hole")
 """What a restoration undoes."""
 
 MAPS: tuple[View, ...] = ("edges", "segments")
@@ -60,8 +64,15 @@ def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
 
 
 def sobel_magnitude(images: Tensor) -> Tensor:
-    """Length of the Sobel gradient of each channel, largest over channels: (N, 1, H, W) for images (N, C, H, W)."""
-    down = torch.tensor([[-1.0, -2.0, -1.0], [0.0, 0.0, 0.0], [1.0, 2.0, 1.0]]) / 4
+    """Length of the Sobel gradient of each channel, largest over channels; a slope of s a pixel gives 2 s. Edges are repeated.
+
+    Args:
+        images: (N, C, H, W) float.
+
+    Returns:
+        (N, 1, H, W).
+    """
+    down = torch.tensor([[-1.0, -2.0, -1.0], [0.0, 0.0, 0.0], [1.0, 2.0, 1.0]], dtype=images.dtype) / 4
     flat = pad(images.flatten(0, 1).unsqueeze(1), (1, 1, 1, 1), mode="replicate")
     gradient = conv2d(flat, torch.stack([down, down.T]).unsqueeze(1))
     return gradient.norm(dim=1).view(images.shape).amax(1, keepdim=True)
@@ -129,7 +140,7 @@ def grey(images: Tensor, semantic: Tensor, generator: np.random.Generator) -> Te
 
 
 def hole(images: Tensor, semantic: Tensor, generator: np.random.Generator) -> Tensor:
-    """A black square over a sixth of the picture, somewhere."""
+    """A black square, somewhere; its area is a sixth of the picture's height squared."""
     count, _, height, width = images.shape
     side = round((height * height / 6) ** 0.5)
     top = torch.from_numpy(generator.integers(0, height - side + 1, count)).view(-1, 1, 1)
@@ -175,7 +186,12 @@ def render_view(view: str, images: Tensor, semantic: Tensor, generator: np.rando
 
     Returns:
         (N, 3, H, W) uint8; "photo" gives the images themselves.
+
+    Raises:
+        DataError: if there is no such view.
     """
+    if view not in VIEWS:
+        raise DataError(f'no view "{view}"{nearest(view, VIEWS)}; there are {", ".join(VIEWS)}')
     if view == "photo":
         return images
     shown = torch.empty_like(images)

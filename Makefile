@@ -8,7 +8,7 @@ PARTS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml contr
 EDITABLE := $(foreach part,$(PARTS),-e ./$(part))
 UV := $(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt
 
-.PHONY: demo test test-slow check bench catalogue clean
+.PHONY: demo test test-slow check pictures bench catalogue clean
 
 # torch comes first and by its pin, through pip: any other order may bring several GB of CUDA packages
 $(VENV)/.torch: constraints.txt
@@ -21,7 +21,7 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml $(addsuffix /pyproject.toml,$(
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.installed
-	$(UV) -e ".[dev,peers]" $(EDITABLE)
+	$(UV) -e ".[dev,peers]" $(EDITABLE) -e "./contrib/testbed[graphs,sentences,text,zoo]"
 	touch $@
 
 demo: $(VENV)/.installed  ## train source-only and DANN on handwritten digits, clean -> photo; write a page with Grad-CAM pictures
@@ -38,6 +38,9 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python tools/catalogue.py --check
+
+pictures: $(VENV)/.dev  ## the pictures of the test bed in docs/images/testbed
+	$(BIN)/python tools/pictures.py
 
 bench: $(VENV)/.dev  ## races against peers, one process, ratios
 	$(BIN)/python -m pytest -q -m bench -s

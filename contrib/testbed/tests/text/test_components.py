@@ -25,7 +25,7 @@ def test_every_text_data_set_is_registered_and_builds_from_its_example(name):
 
 
 def test_the_sentence_encoder_is_registered():
-    assert [component.name for component in graftwork_models()] == ["minilm"]
+    assert "minilm" in [component.name for component in graftwork_models()]
     assert gw.model("minilm", layers=1).embedding_dim == 384
 
 

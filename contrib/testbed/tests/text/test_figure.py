@@ -78,11 +78,6 @@ def test_long_texts_end_in_an_ellipsis_and_short_ones_do_not():
     assert "a few words" in found
 
 
-def test_words_wider_than_a_line_are_cut_without_loss():
-    found = written(draw_texts(labelled(["x" * 500, "short"]), "train", max_lines=9))
-    assert "".join(each for each in found if set(each) == {"x"}) == "x" * 500
-
-
 def test_what_has_no_name_is_numbered():
     data = Dataset({"train": TensorSamples(text=["first", "second"], label=torch.tensor([0, 5]), topic=torch.tensor([2, 9]))})
     assert {"first", "second", "music", "9"} <= set(written(draw_texts(data, "train")))

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
-from matplotlib.textpath import text_to_path
 from torch import Tensor
 
 from graftwork import DataError, Dataset
-from graftwork_testbed.sheets.paper import GREY, Paper, colour
+from graftwork_testbed.sheets.paper import GREY, Paper, colour, text_width, wrap
 from graftwork_testbed.text.template_text import FACTORS
 
 __all__ = ["draw_texts"]
@@ -31,6 +28,9 @@ BODY, SMALL = 8.5, 7.5
 
 LINE = 11.5 / 72
 """From one line of a text to the next, in inches."""
+
+LETTERS = 300
+"""More than a line holds, whatever the letters."""
 
 RULE = "#dddddd"
 
@@ -87,7 +87,10 @@ def draw_texts(dataset: Dataset, split: str = "train", per_group: int = 3, max_l
     details = [key for key in ("sentiment", "formality", "topic", "module") if key in first and not _is_label(dataset, first, key)]
     rows = [_row(dataset, dataset[split][index], keys, details, by) for index in _chosen(dataset, split, per_group, by)]
     columns = _columns(rows, [*keys, *details], len(keys), {"label": "class"}.get(by, by))
-    wrapped = [[_wrap(text, column.width, max_lines) for text, column in zip(row.texts, columns[1:], strict=False)] for row in rows]
+    most = max_lines * LETTERS  # a long text is measured as far as it is shown
+    wrapped = [
+        [wrap(text[:most], column.width, BODY, max_lines) for text, column in zip(row.texts, columns[1:], strict=False)] for row in rows
+    ]
     return _draw(rows, columns, wrapped, title or f"{dataset.info.description or 'Texts'}: {split}")
 
 
@@ -139,11 +142,11 @@ def _name(names: Sequence[str], number: int) -> str:
 
 def _columns(rows: Sequence[Row], names: Sequence[str], texts: int, group: str) -> list[Column]:
     """The group's column, one for each text, and one for each detail. Short texts take what they need, long ones share the rest."""
-    first = max(_width(each, BODY, True) for each in (group, *(row.group for row in rows))) if group else -GUTTER
+    first = max(text_width(each, BODY, "bold") for each in (group, *(row.group for row in rows))) if group else -GUTTER
     said = zip(*(row.details for row in rows), strict=True)
-    narrow = [max(_width(each, SMALL) for each in (name, *column)) for name, column in zip(names[texts:], said, strict=True)]
+    narrow = [max(text_width(each, SMALL) for each in (name, *column)) for name, column in zip(names[texts:], said, strict=True)]
     room = WIDTH - 2 * MARGIN - first - sum(narrow) - GUTTER * (len(narrow) + texts)
-    needed = [max(_width(row.texts[place][:200], BODY) for row in rows) for place in range(texts)]
+    needed = [max(text_width(row.texts[place][:200], BODY) for row in rows) for place in range(texts)]
     wide = dict.fromkeys(range(texts), 0.0)
     for rank, place in enumerate(sorted(wide, key=needed.__getitem__)):
         last = rank == texts - 1
@@ -184,40 +187,3 @@ def _draw(rows: Sequence[Row], columns: Sequence[Column], wrapped: Sequence[Sequ
 
 def _rule(paper: Paper, left: float, y: float, shade: str) -> None:
     paper.axes.plot([left, WIDTH - MARGIN], [y, y], color=shade, linewidth=0.6)
-
-
-def _wrap(text: str, width: float, most: int) -> list[str]:
-    """At most `most` lines of at most `width` inches; what is left over is an ellipsis, and a word that is wider than a line is cut."""
-    lines: list[list[str]] = []
-    space, used = _width("a a", BODY) - 2 * _width("a", BODY), 0.0
-    words = [piece for word in text.split() for piece in _pieces(word, width)]
-    for word in words:
-        needed = _width(word, BODY)
-        if lines and used + space + needed <= width:
-            lines[-1].append(word)
-            used += space + needed
-        elif len(lines) == most:
-            break
-        else:
-            lines.append([word])
-            used = needed
-    if sum(map(len, lines)) < len(words):
-        while len(lines[-1]) > 1 and _width(" ".join([*lines[-1], "…"]), BODY) > width:
-            lines[-1].pop()
-        lines[-1].append("…")
-    return [" ".join(line) for line in lines]
-
-
-def _pieces(word: str, width: float) -> list[str]:
-    """A word, in pieces where it is wider than a line."""
-    if (needed := _width(word, BODY)) <= width or len(word) == 1:
-        return [word]
-    keep = min(len(word) - 1, max(1, int(len(word) * width / needed)))
-    return [*_pieces(word[:keep], width), *_pieces(word[keep:], width)]
-
-
-@lru_cache(maxsize=20_000)
-def _width(text: str, points: float, bold: bool = False) -> float:
-    """Of a line on paper, in inches, and a little to spare: what is drawn is hinted. Nothing in it is read as mathematics."""
-    font = FontProperties(size=points, weight="bold" if bold else "normal")
-    return 1.04 * float(text_to_path.get_text_width_height_descent(text, font, False)[0]) / 72

@@ -199,11 +199,14 @@ class AnchorFreeDetection(Objective):
         Raises:
             InterfaceError: if the dataset is known to have more classes than the model.
         """
-        named, outputs = len(data.info.classes), model.config.num_labels
-        if named > outputs:
+        names, outputs = data.info.classes, model.config.num_labels
+        if len(names) > outputs:
             raise InterfaceError(
-                f"the dataset has {named} classes, {type(model).__name__} only {outputs}: build it with num_classes {named}"
+                f"the dataset has {len(names)} classes, {type(model).__name__} only {outputs}: build it with num_classes {len(names)}"
             )
+        if len(names) == outputs:
+            model.config.id2label = dict(enumerate(names))
+            model.config.label2id = {name: number for number, name in enumerate(names)}
 
     def forward(self, model: Any, batches: Mapping[str, Batch], progress: float) -> Loss:
         """The weighted sum, and its two terms."""

@@ -19,7 +19,7 @@ import graftwork as gw
 from graftwork import config
 from graftwork.document import Document, dump
 from graftwork.interfaces import Backbone, classify, embed, missing_members
-from graftwork.kinds.dataset import collate
+from graftwork.kinds.dataset import collate, to_device
 from graftwork.kinds.evaluator import evaluating, split_batches
 
 # -- datasets ------------------------------------------------------------------------------------------------------------------
@@ -353,3 +353,33 @@ def test_scalars_are_those_of_yaml_1_2_and_survive_being_written() -> None:
     assert data == {"on": 1e-3, "off": "yes", "no": True, "a": "true", "b": 1000, "c": None, "d": 3e4}
     assert Document.parse(dump(data)).data == data
     assert yaml.safe_load(dump(data)) == data
+
+
+class Chain:
+    """A graph in PyG's manner: it moves as a whole, and prints the shapes of its tensors alone."""
+
+    def __init__(self, edges: torch.Tensor):
+        self.edges = edges
+
+    def to(self, device: torch.device) -> Chain:
+        return Chain(self.edges.to(device))
+
+    def to_dict(self) -> dict[str, torch.Tensor]:
+        return {"edges": self.edges}
+
+    def __repr__(self) -> str:
+        return f"Chain(edges={list(self.edges.shape)})"
+
+
+def test_a_graph_moves_with_its_batch() -> None:
+    moved = to_device({"graph": Chain(torch.zeros(2, 3)), "name": "a", "parts": [torch.zeros(1), "b"]}, torch.device("meta"))
+    assert moved["graph"].edges.device.type == moved["parts"][0].device.type == "meta"
+    assert (moved["name"], moved["parts"][1]) == ("a", "b")
+
+
+def test_the_fingerprint_of_a_graph_covers_what_it_holds() -> None:
+    def of(edges: torch.Tensor) -> str:
+        return gw.Dataset({"train": [{"graph": Chain(edges)}]}).fingerprint()
+
+    assert of(torch.zeros(2, 3)) == of(torch.zeros(2, 3))
+    assert of(torch.zeros(2, 3)) != of(torch.ones(2, 3))

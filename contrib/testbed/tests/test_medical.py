@@ -91,14 +91,25 @@ def test_half_of_the_crops_lie_on_the_structure(patches, name, split):
 
 
 def test_a_crop_on_the_structure_is_drawn_by_a_pixel_and_then_a_window_around_it():
-    crops = medical_patches("segment", classes=["cell"], crops=4096, size=16, structure_share=1.0)["val"].columns["mask"] > 0
+    crops = medical_patches("segment", classes=["cell"], crops=400, size=16, structure_share=1.0)["val"].columns["mask"] > 0
     assert crops.flatten(1).any(1).all()
-    # of the structure's pixels near which every window is inside the region, each is equally often anywhere in its window
-    share = crops.float().mean(0)
+    share = crops.float().mean(0)  # how often each place in a window is structure
     sums = torch.from_numpy(np.lib.stride_tricks.sliding_window_view(structure_mask("cell")[374:, 428:].numpy(), (16, 16)).copy()).float()
     flat = sums.flatten(2)
     expected = (flat * flat.sum(2, keepdim=True)).sum((0, 1)).view(16, 16) / flat.sum()
-    assert (share - expected).abs().max() < 4 * 0.5 / math.sqrt(4096)
+    any_window = flat[flat.any(2)].mean(0).view(16, 16)
+    assert (share - expected).abs().max() < 4 * 0.5 / math.sqrt(400)
+    assert (share - any_window).abs().min() > 4 * 0.5 / math.sqrt(400)  # a window that holds some, drawn evenly, is another thing
+
+
+def test_no_crop_comes_twice_where_there_is_room_for_enough():
+    data = medical_patches(crops=96)
+    for split, samples in data.items():
+        for number in range(4):
+            crops = samples.columns["image"][samples.columns["label"] == number]
+            assert len(torch.unique(crops.flatten(1), dim=0)) == 96, (split, number)
+    small = medical_patches(classes=["microaneurysms"])["val"].columns["image"]  # 41 x 41 pixels hold 100 windows
+    assert len(torch.unique(small.flatten(1), dim=0)) <= 100 < len(small)
 
 
 def test_without_a_share_the_empty_background_prevails():

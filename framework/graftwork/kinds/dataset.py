@@ -83,12 +83,14 @@ def _join(values: list[Any]) -> Any:
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with every tensor on `device`; lists of tensors too."""
+    """The batch with every tensor on `device`; lists of tensors too, and whatever else can be moved, such as graphs."""
 
     def move(value: Any) -> Any:
         if isinstance(value, Tensor):
             return value.to(device, non_blocking=True)
-        return [move(item) for item in value] if isinstance(value, list) else value
+        if isinstance(value, list):
+            return [move(item) for item in value]
+        return value.to(device) if hasattr(value, "to") else value
 
     return {key: move(value) for key, value in batch.items()}
 
@@ -197,4 +199,8 @@ class Dataset(Mapping[str, Samples]):
 def _bytes(value: Any) -> bytes:
     if isinstance(value, Tensor):
         return value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    if hasattr(value, "to_dict"):  # a graph, whose repr shows shapes alone
+        value = value.to_dict()
+    if isinstance(value, Mapping):
+        return b"".join(repr(key).encode() + _bytes(item) for key, item in value.items())
     return repr(value).encode()

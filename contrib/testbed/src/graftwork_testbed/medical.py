@@ -14,6 +14,7 @@ from typing import Annotated, Literal, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from skimage.color import rgb2hed
 from skimage.filters import apply_hysteresis_threshold, sato, threshold_otsu
@@ -272,19 +273,30 @@ def _region(image: Tensor, name: str, split: str) -> Tensor:
 def _positions(
     region: Tensor, mask: Tensor, name: str, size: int, crops: int, structure_share: float, generator: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Top and left (crops,) of windows inside a region, in random order; a share of them lie on the mask."""
+    """Top and left (crops,) of windows inside a region, in random order; a share of them lie on the mask.
+
+    No window comes twice where there are enough of them.
+    """
     inside = _sums(region, size) == size**2
     if not inside.any():
         room = bisect_left(range(1, min(region.shape) + 1), True, key=lambda side: not (_sums(region, side) == side**2).any())
         raise ValueError(f"crops of {size} pixels do not fit: {name} has room for {room}; ask for less, or leave it out of `classes`")
     windows = inside.nonzero()
     wanted = round(structure_share * crops)
-    pixels = _sums(mask, size)[inside].double()  # drawing in proportion to it = drawing a pixel, then a window that holds it
-    on_structure = generator.choice(len(windows), wanted, p=(pixels / pixels.sum()).numpy()) if wanted else np.empty(0, dtype=np.int64)
-    anywhere = generator.integers(0, len(windows), crops - wanted)
-    chosen = generator.permutation(np.concatenate([on_structure, anywhere]))
+    pixels = _sums(mask, size)[inside].double().numpy()  # drawing in proportion to it = drawing a pixel, then a window that holds it
+    on_structure = _draw(pixels, wanted, generator)
+    others = np.ones(len(windows))
+    others[on_structure] = float(len(windows) < crops)
+    chosen = generator.permutation(np.concatenate([on_structure, _draw(others, crops - wanted, generator)]))
     top, left = windows[torch.from_numpy(chosen)].T
     return top, left
+
+
+def _draw(weights: NDArray[np.float64], count: int, generator: np.random.Generator) -> NDArray[np.int64]:
+    """Positions in proportion to their weights, each at most once where enough of them have one."""
+    if not count:
+        return np.empty(0, dtype=np.int64)
+    return generator.choice(len(weights), count, replace=np.count_nonzero(weights) < count, p=weights / weights.sum())
 
 
 def _sums(mask: Tensor, size: int) -> Tensor:

@@ -20,7 +20,7 @@ SHEETS = {
     "pairs": (lambda: paraphrase_pairs(60), {"per_group": 1}),
     "queries": (lambda: query_passage(), {"per_group": 1, "max_lines": 2}),
     "blocks": (lambda: TextBlocks(template_text(samples=200), "byte", 64), {"per_group": 1}),
-    "dollars": (lambda: labelled([r"costs $5^ and $\foo$ or " + "w" * 400, "${HOME} & $PATH_ #1 \\alpha"] * 3), {}),
+    "dollars": (lambda: labelled([r"costs $5^ and $\foo$ or " + "w" * 150, "${HOME} & $PATH_ #1 \\alpha"] * 3), {}),
 }
 
 

@@ -14,7 +14,6 @@ from .graphons import sample_graphon as sample_graphon
 from .meta_paths import meta_path_adjacency as meta_path_adjacency
 from .meta_paths import meta_path_types as meta_path_types
 from .pyg_datasets import pyg_dataset as pyg_dataset
-from .samples import GraphDataset as GraphDataset
 from .samples import graph_dataset as graph_dataset
 from .samples import join_graphs as join_graphs
 from .samples import join_nodes as join_nodes

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from graftwork import DataError, Dataset, DatasetInfo, TensorSamples
 from graftwork_testbed.graphs.pyg_files import RAW, PygFiles, locate, read_processed, read_raw
-from graftwork_testbed.graphs.samples import GraphDataset, TrainPerClass, graph_dataset, join_nodes, node_dataset, split_nodes, within
+from graftwork_testbed.graphs.samples import TrainPerClass, graph_dataset, join_nodes, node_dataset, split_nodes, within
 from graftwork_testbed.splits import SPLITS, Fraction, Seed, stratified_split
 
 __all__ = ["pyg_dataset"]
@@ -203,7 +203,7 @@ def _nodes_of_many_graphs(files: PygFiles, parts: Mapping[str, Sequence[Any]], d
         splits[split] = TensorSamples(graph=bare, nodes=nodes, **columns, index=torch.arange(len(graphs)))
     first = next(iter(parts.values()))[0]
     info = DatasetInfo(classes=classes, features=first.num_features, description=_described(files, "nodes of many graphs"))
-    return GraphDataset(splits, info, join_nodes)
+    return Dataset(splits, info, join_nodes)
 
 
 def _described(files: PygFiles, what: str) -> str:

@@ -6,8 +6,7 @@ A graph is a PyG `Data` or `HeteroData` under the key `graph`, and it never hold
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeAlias
 
 import torch
@@ -19,35 +18,10 @@ from graftwork.kinds.dataset import Batch, collate
 from graftwork_testbed.graphs.extra import need
 from graftwork_testbed.splits import stratified_split
 
-__all__ = ["GraphDataset", "TrainPerClass", "graph_dataset", "join_graphs", "join_nodes", "node_dataset", "split_nodes", "within"]
+__all__ = ["TrainPerClass", "graph_dataset", "join_graphs", "join_nodes", "node_dataset", "split_nodes", "within"]
 
 TrainPerClass: TypeAlias = Annotated[int, Field(ge=1)] | None
 """Labelled training nodes of each class; none leaves the size of the training split to the fractions."""
-
-
-class GraphDataset(Dataset):
-    """A Dataset of graphs, whose fingerprint covers what they hold: PyG prints only the shapes."""
-
-    def fingerprint(self) -> str:
-        """Hex digest of what `Dataset.fingerprint` covers, and of up to eight graphs spread over each split."""
-        digest = hashlib.sha256(super().fingerprint().encode())
-        for samples in self.values():
-            for index in sorted({i * (len(samples) - 1) // 7 for i in range(8)}) if len(samples) else ():
-                for part in _content(samples[index]["graph"].to_dict()):
-                    digest.update(part)
-        return digest.hexdigest()
-
-
-def _content(value: Any) -> Iterator[bytes]:
-    if isinstance(value, Mapping):
-        for key in sorted(value, key=str):
-            yield str(key).encode()
-            yield from _content(value[key])
-    elif isinstance(value, Tensor):
-        yield f"{value.dtype}{tuple(value.shape)}".encode()
-        yield value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-    else:
-        yield repr(value).encode()
 
 
 def join_graphs(samples: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> Batch:
@@ -88,7 +62,7 @@ def join_nodes(samples: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> Batc
     return batch
 
 
-def node_dataset(graph: Any, values: Tensor | None, parts: Mapping[str, Tensor], info: DatasetInfo, key: str = "label") -> GraphDataset:
+def node_dataset(graph: Any, values: Tensor | None, parts: Mapping[str, Tensor], info: DatasetInfo, key: str = "label") -> Dataset:
     """A data set of one graph, each of whose splits is one sample: the graph, its nodes that the split labels, and their labels.
 
     Args:
@@ -102,12 +76,10 @@ def node_dataset(graph: Any, values: Tensor | None, parts: Mapping[str, Tensor],
     for name, nodes in parts.items():
         known = {} if values is None else {key: [values[nodes]]}
         splits[name] = TensorSamples(graph=[graph], nodes=[nodes], **known, index=torch.zeros(1, dtype=torch.long))
-    return GraphDataset(splits, info, join_nodes)
+    return Dataset(splits, info, join_nodes)
 
 
-def graph_dataset(
-    graphs: Sequence[Any], values: Tensor, parts: Mapping[str, Tensor], info: DatasetInfo, key: str = "label"
-) -> GraphDataset:
+def graph_dataset(graphs: Sequence[Any], values: Tensor, parts: Mapping[str, Tensor], info: DatasetInfo, key: str = "label") -> Dataset:
     """A data set of many graphs, a sample each.
 
     Args:
@@ -120,7 +92,7 @@ def graph_dataset(
     splits = {
         name: TensorSamples(graph=[graphs[row] for row in rows.tolist()], **{key: values[rows]}, index=rows) for name, rows in parts.items()
     }
-    return GraphDataset(splits, info, join_graphs)
+    return Dataset(splits, info, join_graphs)
 
 
 def split_nodes(

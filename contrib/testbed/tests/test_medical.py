@@ -99,7 +99,7 @@ def test_a_crop_on_the_structure_is_drawn_by_a_pixel_and_then_a_window_around_it
     expected = (flat * flat.sum(2, keepdim=True)).sum((0, 1)).view(16, 16) / flat.sum()
     any_window = flat[flat.any(2)].mean(0).view(16, 16)
     assert (share - expected).abs().max() < 4 * 0.5 / math.sqrt(400)
-    assert (share - any_window).abs().min() > 4 * 0.5 / math.sqrt(400)  # a window that holds some, drawn evenly, is another thing
+    assert (share - any_window).abs().max() > 4 * 0.5 / math.sqrt(400)  # windows that hold some, drawn evenly, would not pass
 
 
 def test_no_crop_comes_twice_where_there_is_room_for_enough():

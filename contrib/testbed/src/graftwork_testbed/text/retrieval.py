@@ -74,7 +74,8 @@ def query_passage(
 
     Args:
         query: the topic's title ("The power operator"), or its first sentence, which is then in no passage.
-        negatives: how many, by BM25 with k1 1.2 and b 0.75.
+        negatives: how many, by BM25 of the query with k1 1.2 and b 0.75; of passages that it scores alike (it may share no word with any)
+            those first that BM25 of the sample's own passage scores higher.
         max_words: most words of a passage, which is filled up with consecutive paragraphs.
         val_fraction: share of each area's topics that goes to val.
         test_fraction: share that goes to test.
@@ -108,22 +109,20 @@ def query_passage(
             "passage": [passage for group in chosen for passage in found[group][2]],
             "topic": [found[group][0].name for group in chosen for _ in found[group][2]],
         }
-        hard = _hard_negatives([found[group][1] for group in chosen], columns["passage"], counts, negatives, name)
-        columns["negatives"] = [
-            [columns["passage"][row] for row in rows] for rows, count in zip(hard, counts, strict=True) for _ in range(count)
-        ]
+        columns["negatives"] = _hard_negatives([found[group][1] for group in chosen], columns["passage"], counts, negatives, name)
         index = torch.cat([torch.arange(starts[group], starts[group + 1]) for group in chosen])
         splits[name] = TensorSamples(**columns, index=index)
     return Dataset(splits, DatasetInfo(description="Titles and passages of CPython's help topics, with hard negatives"))
 
 
-def _hard_negatives(queries: list[str], passages: list[str], counts: list[int], wanted: int, split: str) -> list[list[int]]:
-    """For each query the `wanted` passages of other topics with the highest scores, the earlier of equal ones first."""
-    scores = bm25_scores(queries, passages)
-    owner = np.repeat(np.arange(len(queries)), counts)
+def _hard_negatives(queries: list[str], passages: list[str], counts: list[int], wanted: int, split: str) -> list[list[str]]:
+    """For each passage the `wanted` ones of other topics that its query scores highest; of equals, those that the passage itself does."""
     if (fewest := len(passages) - max(counts)) < wanted:
         raise DataError(
             f'split "{split}" has only {fewest} passages of other topics for one of its queries; {wanted} negatives were asked for'
         )
-    scores[np.arange(len(queries))[:, None] == owner] = -1
-    return np.argsort(-scores, axis=1, kind="stable")[:, :wanted].tolist()
+    owner = np.repeat(np.arange(len(queries)), counts)
+    scores, likeness = bm25_scores(queries, passages)[owner], bm25_scores(passages, passages)
+    scores[owner[:, None] == owner] = -1
+    order = np.lexsort((-likeness, -scores), axis=1)[:, :wanted]
+    return [[passages[place] for place in places] for places in order.tolist()]

@@ -113,3 +113,10 @@ def test_bad_parameters_are_named(tiny_autoencoder):
         stable_diffusion(tiny_autoencoder, [16], text_width=30, norm_num_groups=8)
     with pytest.raises(ValueError, match=r"caption_dropout is in \[0, 1\].*found 1.5"):
         Denoising(caption_dropout=1.5)
+
+
+@pytest.mark.gpu
+def test_it_trains_and_draws_on_a_gpu(pipeline, latents):
+    exported = Engine(pipeline, Denoising(min_snr_gamma=5.0), latents, TrainConfig(steps=2, batch_size=8), device="cuda").fit()
+    assert exported.unet.device.type == "cuda"
+    assert draw(exported).isfinite().all()

@@ -98,3 +98,10 @@ def test_bad_parameters_are_named(tiny_autoencoder):
         flux(tiny_autoencoder, text_width=18)
     with pytest.raises(ValueError, match="times is"):
         FlowMatching(times="sometimes")
+
+
+@pytest.mark.gpu
+def test_it_trains_and_draws_on_a_gpu(pipeline, latents):
+    exported = Engine(pipeline, FlowMatching(), latents, TrainConfig(steps=2, batch_size=8, precision="bf16"), device="cuda").fit()
+    assert exported.transformer.device.type == "cuda"
+    assert draw(exported).isfinite().all()

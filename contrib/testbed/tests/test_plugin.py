@@ -8,7 +8,18 @@ import pytest
 import graftwork as gw
 from graftwork import ConfigError
 
-NAMES = ("digits", "digit-domains", "photos", "textures", "shifted-moons", "diabetes")
+NAMES = (
+    "digits",
+    "digit-domains",
+    "photos",
+    "textures",
+    "medical-patches",
+    "faces",
+    "shifted-moons",
+    "diabetes",
+    "template-text",
+    "karate",
+)
 
 
 @pytest.mark.parametrize("name", NAMES)

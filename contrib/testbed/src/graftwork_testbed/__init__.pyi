@@ -29,6 +29,7 @@ from .photographs import random_crops as random_crops
 from .scenes.dataset import digit_scenes as digit_scenes
 from .scenes.grammar import describe as describe
 from .scenes.grammar import parse_caption as parse_caption
+from .scenes.pairs import ScenePairs as ScenePairs
 from .sheets.contact import contact_sheet as contact_sheet
 from .tabular import diabetes as diabetes
 from .text.blocks import TextBlocks as TextBlocks

@@ -68,6 +68,8 @@ def graftwork_datasets() -> Iterator[Component]:
     yield Component(
         "digit-scenes", "graftwork_testbed.scenes.dataset:digit_scenes", "Coloured digits on photographs, boxes, masks, captions"
     )
+    few = {"data": {"use": "digit-scenes", "train": 16, "val": 4, "test": 4}}
+    yield Component("scene-pairs", "graftwork_testbed.scenes.pairs:ScenePairs", "Pictures in two looks, paired or not", example=few)
     yield Component("photos", "graftwork_testbed.photographs:photos", "Crops of nine natural photographs")
     yield Component("textures", "graftwork_testbed.texture_crops:textures", "Grey crops of six surfaces, labelled by surface")
     yield Component(

@@ -11,14 +11,14 @@ from graftwork_testbed.text.blocks import TextBlocks
 from graftwork_testbed.text.figure import draw_texts
 from graftwork_testbed.text.paraphrases import paraphrase_pairs
 from graftwork_testbed.text.pydoc_text import pydoc_text
-from graftwork_testbed.text.retrieval import query_passage
+from graftwork_testbed.text.pydoc_topics import load_topics
 from graftwork_testbed.text.template_text import template_text
 
 SHEETS = {
     "pydoc": (lambda: pydoc_text(areas=["strings", "execution", "expressions"]), {"per_group": 2}),
     "template": (lambda: template_text("topic", samples=200), {"per_group": 1}),
     "pairs": (lambda: paraphrase_pairs(60), {"per_group": 1}),
-    "queries": (lambda: query_passage(), {"per_group": 1, "max_lines": 2}),
+    "queries": (lambda: queries(), {"max_lines": 2}),
     "blocks": (lambda: TextBlocks(template_text(samples=200), "byte", 64), {"per_group": 1}),
     "dollars": (lambda: labelled([r"costs $5^ and $\foo$ or " + "w" * 150, "${HOME} & $PATH_ #1 \\alpha"] * 3), {}),
 }
@@ -26,6 +26,12 @@ SHEETS = {
 
 def labelled(texts, classes=("one", "two")):
     return Dataset({"train": TensorSamples(text=texts, label=torch.arange(len(texts)) % 2)}, DatasetInfo(classes=classes))
+
+
+def queries():
+    passages = [topic.paragraphs for topic in load_topics()[:4]]
+    columns = {"query": ["The assert statement"] * 4, "passage": [each[0] for each in passages], "negatives": passages[::-1]}
+    return Dataset({"train": TensorSamples(**columns, topic=["assert"] * 4)})
 
 
 def written(figure):

@@ -80,9 +80,9 @@ def test_no_topic_and_no_passage_is_in_two_splits(data):
 
 
 def test_passages_are_within_the_limit_and_the_seed_decides():
-    short = query_passage(max_words=30, negatives=1, seed=4)
-    assert max(len(passage.split()) for samples in short.values() for passage in samples.columns["passage"]) <= 30
-    assert short.fingerprint() == query_passage(max_words=30, negatives=1, seed=4).fingerprint()
+    short = query_passage(max_words=60, negatives=1, seed=4)
+    assert max(len(passage.split()) for samples in short.values() for passage in samples.columns["passage"]) <= 60
+    assert short.fingerprint() == query_passage(max_words=60, negatives=1, seed=4).fingerprint()
     assert set(TITLES["test"].columns["topic"]) != set(query_passage(seed=1)["test"].columns["topic"])
 
 

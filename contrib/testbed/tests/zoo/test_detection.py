@@ -617,7 +617,7 @@ def test_more_classes_than_the_detector_has_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("name", "stage", "metric"), [("scene-detector", "detector", "map-50"), ("scene-segmenter", "segmenter", "mean-iou")]
+    ("name", "stage", "metric"), [("scene-detector", "scene-detector", "map-50"), ("scene-segmenter", "scene-segmenter", "mean-iou")]
 )
 def test_a_recipe_runs_to_its_metric_and_leaves_what_loads_again(name, stage, metric, tmp_path):
     few = {"dataset.train": 8, "dataset.val": 1, "dataset.test": 8, "train.steps": 2, "train.batch_size": 4}

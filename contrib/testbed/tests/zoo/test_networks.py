@@ -178,7 +178,7 @@ def test_an_unknown_network_names_the_nearest():
 
 def test_lost_weights_are_told(monkeypatch, tmp_path):
     monkeypatch.setattr(networks, "files", lambda package: tmp_path)
-    with pytest.raises(GraftworkError, match='weights of "scene-vit" are not in .*reinstall graftwork-testbed'):
+    with pytest.raises(GraftworkError, match=r'weights of "scene-vit" are not in .*reinstall graftwork-testbed'):
         folder("scene-vit")
 
 

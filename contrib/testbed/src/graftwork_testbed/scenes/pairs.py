@@ -59,19 +59,7 @@ class ScenePairs(Dataset):
         _check(data, source, target, paired, seed)
         self.data, self.paired = data, paired
         self.source, self.target = source, target
-        splits: dict[str, Samples] = {}
-        for number, (name, samples) in enumerate(data.items()):
-            everything = np.arange(len(samples))
-            if paired:
-                splits[name] = _Rendered(samples, data.collate, name, {"image": source, "target": target}, everything, (seed, number))
-                continue
-            shuffled = np.random.default_rng([seed, number]).permutation(everything)
-            for domain, (side, view, half) in enumerate(
-                zip(("source", "target"), (source, target), np.array_split(shuffled, 2), strict=True)
-            ):
-                made = _Rendered(samples, data.collate, name, {"image": view}, np.sort(half), (seed, number), domain)
-                splits[f"{side}/{name}"] = made
-        ordered = sorted(splits, key=lambda name: not name.startswith("source/")) if not paired else list(splits)
+        splits = _paired(data, source, target, seed) if paired else _apart(data, source, target, seed)
         labelled = all("label" in samples[0] for samples in data.values())
         info = DatasetInfo(
             classes=data.info.classes if labelled else (),
@@ -80,7 +68,7 @@ class ScenePairs(Dataset):
             domains=() if paired else ("source", "target"),
             description=f"{source} to {target}, {'paired' if paired else 'unpaired'}: {data.info.description}",
         )
-        super().__init__({name: splits[name] for name in ordered}, info)
+        super().__init__(splits, info)
 
     def batch_sampler(self, split: str, batch_size: int, generator: torch.Generator) -> Iterable[list[int]] | None:
         """The inner data set's, where its samples are these."""
@@ -148,6 +136,25 @@ class _Rendered:
         if "mask" in batch:
             found["mask"] = _bytes(batch["mask"], images, self.split)
         return {**found, **{key: batch[key] for key in BESIDE if key in batch}}
+
+
+def _paired(data: Dataset, source: str, target: str, seed: int) -> dict[str, Samples]:
+    views = {"image": source, "target": target}
+    return {
+        name: _Rendered(samples, data.collate, name, views, np.arange(len(samples)), (seed, number))
+        for number, (name, samples) in enumerate(data.items())
+    }
+
+
+def _apart(data: Dataset, source: str, target: str, seed: int) -> dict[str, Samples]:
+    """Both domains of each split, from disjoint halves."""
+    found: dict[str, Samples] = {}
+    for domain, (side, view) in enumerate((("source", source), ("target", target))):
+        for number, (name, samples) in enumerate(data.items()):
+            halves = np.array_split(np.random.default_rng([seed, number]).permutation(len(samples)), 2)
+            chosen = np.sort(halves[domain])
+            found[f"{side}/{name}"] = _Rendered(samples, data.collate, name, {"image": view}, chosen, (seed, number), domain)
+    return found
 
 
 def _bytes(mask: Any, images: Tensor, split: str) -> Tensor:

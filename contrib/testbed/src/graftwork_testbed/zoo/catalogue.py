@@ -144,7 +144,7 @@ CARDS: Mapping[str, Card] = {
     "scene-detector": Card(
         "Boxes and classes of the digits of a scene: an anchor-free detector.",
         "graftwork-testbed",
-        "graftwork_testbed.zoo.detection.SceneDetector",
+        "graftwork_testbed.zoo.detector.AnchorFreeDetector",
         "object-detection",
         "zoo/scene-detector",
         f"{SCENES}, with its boxes",

@@ -203,8 +203,6 @@ def scene_detector(dtype: Precision = "float32") -> Any:
     Args:
         dtype: of the weights.
     """
-    from graftwork_testbed.zoo.detection import SceneDetector
+    from graftwork_testbed.zoo.detector import load_anchor_free_detector
 
-    where = str(folder("scene-detector"))
-    model = load(where, lambda source: SceneDetector.from_pretrained(source, use_safetensors=True), "detector")
-    return model.to(getattr(torch, dtype)).eval()
+    return load_anchor_free_detector(str(folder("scene-detector")), dtype)

@@ -625,6 +625,6 @@ def test_a_recipe_runs_to_its_metric_and_leaves_what_loads_again(name, stage, me
     recipe = Path(module.__file__).parent / "recipes" / f"{name}.yaml"
     result = gw.Pipeline.from_yaml(recipe, overrides).run(tmp_path / "run", device="cpu")
     assert 0 <= result.metric(f"{stage}/{metric}") <= 1
-    loader = "anchor-free-detector" if stage == "detector" else "transformers-segmenter"
+    loader = "anchor-free-detector" if stage == "scene-detector" else "transformers-segmenter"
     found = gw.model(loader, name=str(tmp_path / "run" / "stages" / stage / "model"))
     assert 200_000 < sum(each.numel() for each in found.parameters()) < 400_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -183,7 +184,7 @@ def _draw(recipe: _Recipe, split: str, count: int) -> dict[str, Tensor]:
     """The columns of one split."""
     generator = np.random.default_rng([recipe.seed, SPLITS.index(split), count])
     layout = draw_layout(count, recipe.vocabulary, generator)
-    strokes, written = load_digit_images(STROKES)
+    strokes, written = _handwriting()
     rows = stratified_split(written, 0.1, 0.25, recipe.seed)[split]
     sources = _pick_sources(layout, rows, written, generator)
     hues = torch.tensor(list(COLOURS.values()))[layout.colours] + torch.from_numpy(generator.normal(0, 6, (count, MOST, 3)))
@@ -231,6 +232,12 @@ def _draw_chunk(recipe: _Recipe, strokes: Tensor, layout: Layout, places: Tensor
         alphas = (sphere_alphas if recipe.panorama else stroke_alphas)(strokes, centres, sizes, angles, recipe.size)
         drawn.append(compose(alphas, hues[part], background))
     return Canvas(*(torch.stack([getattr(canvas, name) for canvas in drawn], dim=1) for name in ("image", "instances", "boxes")))
+
+
+@functools.cache
+def _handwriting() -> tuple[Tensor, Tensor]:
+    """Every digit's picture and class; not to be changed."""
+    return load_digit_images(STROKES)
 
 
 def _pick_sources(layout: Layout, rows: Tensor, written: Tensor, generator: np.random.Generator) -> Tensor:

@@ -49,10 +49,6 @@ SHEETS: dict[str, tuple[str, dict[str, Any], str | list[str]]] = {
 """Picture -> data set, parameters, split or splits."""
 
 GENERATORS = ("scene-diffusion", "scene-flow")
-COLOURS = 128
-"""Of a picture's palette: small files, and no difference to be seen."""
-
-
 def draw(name: str) -> Any:
     """The matplotlib figure of a name."""
     if name in SHEETS:
@@ -74,9 +70,9 @@ def main(names: list[str]) -> int:
     HERE.mkdir(parents=True, exist_ok=True)
     for name in names or known:
         content = io.BytesIO()
-        draw(name).savefig(content, format="png", dpi=110, facecolor="white")
+        draw(name).savefig(content, format="png", dpi=90, facecolor="white")
         path = HERE / f"{name}.png"
-        Image.open(content).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+        Image.open(content).convert("RGB").save(path, optimize=True)
         print(f"{path.name}: {path.stat().st_size // 1024} kB")
     return 0
 

@@ -617,14 +617,14 @@ def test_more_classes_than_the_detector_has_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("name", "stage", "metric"), [("scene-detector", "scene-detector", "map-50"), ("scene-segmenter", "scene-segmenter", "mean-iou")]
+    ("name", "metric", "loader"),
+    [("scene-detector", "map-50", "anchor-free-detector"), ("scene-segmenter", "mean-iou", "transformers-segmenter")],
 )
-def test_a_recipe_runs_to_its_metric_and_leaves_what_loads_again(name, stage, metric, tmp_path):
+def test_a_recipe_runs_to_its_metric_and_leaves_what_loads_again(name, metric, loader, tmp_path):
     few = {"dataset.train": 8, "dataset.val": 1, "dataset.test": 8, "train.steps": 2, "train.batch_size": 4}
-    overrides = [f"stages.{stage}.{key}={value}" for key, value in few.items()]
+    overrides = [f"stages.{name}.{key}={value}" for key, value in few.items()]
     recipe = Path(module.__file__).parent / "recipes" / f"{name}.yaml"
     result = gw.Pipeline.from_yaml(recipe, overrides).run(tmp_path / "run", device="cpu")
-    assert 0 <= result.metric(f"{stage}/{metric}") <= 1
-    loader = "anchor-free-detector" if stage == "scene-detector" else "transformers-segmenter"
-    found = gw.model(loader, name=str(tmp_path / "run" / "stages" / stage / "model"))
+    assert 0 <= result.metric(f"{name}/{metric}") <= 1
+    found = gw.model(loader, name=str(tmp_path / "run" / "stages" / name / "model"))
     assert 200_000 < sum(each.numel() for each in found.parameters()) < 400_000

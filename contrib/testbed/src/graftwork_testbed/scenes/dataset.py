@@ -252,11 +252,7 @@ def _pick_sources(layout: Layout, rows: Tensor, written: Tensor, generator: np.r
 
 def _patches(recipe: _Recipe, split: str, count: int, crops: int, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
     """Backgrounds (N, crops, 3, size, size) uint8, all crops of a scene from one picture, and that picture's number (N,)."""
-    shrink = 2 if recipe.size <= 96 else 1
-    if recipe.backgrounds == "photos":
-        pictures = {name: load_photo(name, shrink) for name, photo in PHOTOS.items() if photo.split == split}
-    else:
-        pictures = {name: band(read_image("skimage", path, "L").repeat(3, 1, 1), split) for name, path in TEXTURES.items()}
+    pictures = _pictures(recipe.backgrounds, split, 2 if recipe.size <= 96 else 1)
     names = _background_names(recipe.backgrounds)
     drawn = torch.from_numpy(generator.integers(0, len(pictures), count))
     patches = torch.empty(count, crops, 3, recipe.size, recipe.size, dtype=torch.uint8)
@@ -267,6 +263,14 @@ def _patches(recipe: _Recipe, split: str, count: int, crops: int, generator: np.
         patches[chosen] = random_crops(picture, wanted, recipe.size, generator).view(-1, crops, 3, recipe.size, recipe.size)
         numbers[chosen] = names.index(name)
     return patches, numbers
+
+
+@functools.cache
+def _pictures(backgrounds: str, split: str, shrink: int) -> dict[str, Tensor]:
+    """What a split's backgrounds are cut from, (3, H, W) uint8 by name; not to be changed. 20 MB at most, all of them together."""
+    if backgrounds == "photos":
+        return {name: load_photo(name, shrink) for name, photo in PHOTOS.items() if photo.split == split}
+    return {name: band(read_image("skimage", path, "L").repeat(3, 1, 1), split) for name, path in TEXTURES.items()}
 
 
 def _columns(drawn: dict[str, Tensor], classes: Sequence[int], labels: Tensor) -> dict[str, Tensor]:

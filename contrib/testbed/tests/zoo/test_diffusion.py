@@ -120,3 +120,17 @@ def test_it_trains_and_draws_on_a_gpu(pipeline, latents):
     exported = Engine(pipeline, Denoising(min_snr_gamma=5.0), latents, TrainConfig(steps=2, batch_size=8), device="cuda").fit()
     assert exported.unet.device.type == "cuda"
     assert draw(exported).isfinite().all()
+
+
+def test_emphasis_weighs_latents_under_the_mask():
+    objective = Denoising(emphasis=6.0)
+    assert objective.keys["train"] == ("latents", "latent_std", "caption", "mask")
+    mask = torch.zeros(2, 64, 64, dtype=torch.long)
+    mask[0, 9:15, 9:15] = 4  # inside one cell of 8x8
+    weights = objective.emphasised({"mask": mask}, torch.zeros(2, 4, 8, 8))
+    assert weights.mean().item() == pytest.approx(1.0)
+    assert (weights[0, 0, 1, 1] / weights[0, 0, 0, 0]).item() == pytest.approx(6.0)
+    assert (weights == weights.max()).sum() == 1
+    assert Denoising().emphasised({}, torch.zeros(2, 4, 8, 8)).eq(1).all()
+    with pytest.raises(ValueError, match=r"emphasis is at least 1; found 0\.5"):
+        Denoising(emphasis=0.5)

@@ -105,3 +105,22 @@ def test_it_trains_and_draws_on_a_gpu(pipeline, latents):
     exported = Engine(pipeline, FlowMatching(), latents, TrainConfig(steps=2, batch_size=8, precision="bf16"), device="cuda").fit()
     assert exported.transformer.device.type == "cuda"
     assert draw(exported).isfinite().all()
+
+
+def test_emphasis_falls_on_the_tokens_of_the_latents_under_the_mask(pipeline, latents, monkeypatch):
+    batch = {key: value[:2] for key, value in latents["train"].columns.items()}
+    batch["latent_std"], batch["mask"] = torch.zeros_like(batch["latents"]), torch.zeros(2, 64, 64, dtype=torch.long)
+    batch["mask"][:, :8, :8] = 1  # the first latent, in the first token
+    noise = []
+
+    def perfect_but_for_the_first_token(self, hidden_states, **rest):
+        target = pipeline._pack_latents(noise[-1] - batch["latents"], 2, 4, 8, 8)
+        target[:, 0] += 1
+        return type("Output", (), {"sample": target})
+
+    drawn = torch.randn_like
+    monkeypatch.setattr(torch, "randn_like", lambda like: noise.append(drawn(like)) or noise[-1])
+    monkeypatch.setattr(type(pipeline.transformer), "forward", perfect_but_for_the_first_token)
+    plain, weighted = (FlowMatching(emphasis=e)(pipeline, {"train": batch}, 0.0).total.item() for e in (1.0, 6.0))
+    assert plain == pytest.approx(1 / 16)
+    assert weighted == pytest.approx((6 + 3) / (64 + 5))  # four latents a token, one of them weighted, of a mean of 1

@@ -267,10 +267,10 @@ def _patches(recipe: _Recipe, split: str, count: int, crops: int, generator: np.
 
 @functools.cache
 def _pictures(backgrounds: str, split: str, shrink: int) -> dict[str, Tensor]:
-    """What a split's backgrounds are cut from, (3, H, W) uint8 by name; not to be changed. 20 MB at most, all of them together."""
+    """What a split's backgrounds are cut from, (3, H, W) uint8 by name; not to be changed. 15 MB, all of them together."""
     if backgrounds == "photos":
         return {name: load_photo(name, shrink) for name, photo in PHOTOS.items() if photo.split == split}
-    return {name: band(read_image("skimage", path, "L").repeat(3, 1, 1), split) for name, path in TEXTURES.items()}
+    return {name: band(read_image("skimage", path, "L").expand(3, -1, -1), split) for name, path in TEXTURES.items()}
 
 
 def _columns(drawn: dict[str, Tensor], classes: Sequence[int], labels: Tensor) -> dict[str, Tensor]:

@@ -152,13 +152,15 @@ class Denoising(Objective):
 
     Trains the U-Net and the text encoder of a Stable Diffusion pipeline together; the autoencoder stays as it is, so the data are
     `encoded-latents`. A share of the captions is dropped, for classifier-free guidance (Ho & Salimans, 2022). With
-    `min_snr_gamma` the loss is weighted by min(SNR, gamma) / SNR for noise prediction (Hang et al., 2023, eq. 6). What the stage
-    hands on holds the moving averages of the weights.
+    `min_snr_gamma` the loss is weighted by min(SNR, gamma) / SNR for noise prediction (Hang et al., 2023, eq. 6); with `emphasis`
+    latents under the samples' `mask` count more, since most of a scene is background. What the stage hands on holds the moving
+    averages of the weights.
 
     Args:
         caption_dropout: chance that a caption is dropped.
         min_snr_gamma: bound on the signal-to-noise ratio; None weights all timesteps alike.
         decay: of the moving averages.
+        emphasis: how many times more a latent under the `mask` counts than one elsewhere; above 1 the samples need a `mask`.
     """
 
     keys = {"train": ("latents", "latent_std", "caption")}
@@ -170,13 +172,18 @@ class Denoising(Objective):
         caption_dropout: Share = 0.1,
         min_snr_gamma: Annotated[float, Field(gt=0)] | None = None,
         decay: Annotated[float, Field(ge=0, lt=1)] = 0.999,
+        emphasis: Annotated[float, Field(ge=1)] = 1.0,
     ):
         super().__init__()
+        if emphasis < 1:
+            raise ValueError(f"emphasis is at least 1; found {emphasis}")
         if not 0 <= caption_dropout <= 1 or not 0 <= decay < 1 or (min_snr_gamma is not None and min_snr_gamma <= 0):
             raise ValueError(
                 f"caption_dropout is in [0, 1], decay in [0, 1), min_snr_gamma above 0; found {caption_dropout}, {decay}, {min_snr_gamma}"
             )
-        self.caption_dropout, self.min_snr_gamma, self.decay = caption_dropout, min_snr_gamma, decay
+        self.caption_dropout, self.min_snr_gamma, self.decay, self.emphasis = caption_dropout, min_snr_gamma, decay, emphasis
+        if emphasis > 1:
+            self.keys = {"train": (*self.keys["train"], "mask")}
 
     def networks(self, model: Any) -> dict[str, nn.Module]:
         """What is trained, by its name in the pipeline."""
@@ -205,11 +212,20 @@ class Denoising(Objective):
         noisy = model.scheduler.add_noise(latents, noise, steps)
         predicted = model.unet(noisy, steps, encoder_hidden_states=hidden).sample
         target = diffusion_target(model.scheduler, latents, noise, steps)
-        errors = functional.mse_loss(predicted.float(), target.float(), reduction="none").flatten(1).mean(1)
+        squares = functional.mse_loss(predicted.float(), target.float(), reduction="none")
+        errors = (squares * self.emphasised(batches["train"], latents)).flatten(1).mean(1)
         plain = errors.mean()
         if self.min_snr_gamma is None:
             return Loss(plain)
         return Loss((errors * self._weights(model.scheduler, steps)).mean(), {"mse": plain})
+
+    def emphasised(self, batch: Batch, latents: Tensor) -> Tensor:
+        """Weights (B, 1, h, w) of latents (B, C, h, w), of mean 1 over the batch."""
+        if self.emphasis == 1:
+            return torch.ones_like(latents[:, :1])
+        inside = functional.adaptive_max_pool2d((batch["mask"] > 0).to(latents.dtype).unsqueeze(1), latents.shape[-2:])
+        weights = 1 + (self.emphasis - 1) * inside
+        return weights / weights.mean()
 
     def _weights(self, scheduler: Any, steps: Tensor) -> Tensor:
         kept = scheduler.alphas_cumprod.to(steps.device)[steps]

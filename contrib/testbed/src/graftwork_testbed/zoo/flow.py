@@ -128,6 +128,7 @@ class FlowMatching(Denoising):
         caption_dropout: chance that a caption is dropped.
         times: how t is drawn: uniform, or the logistic function of a standard normal (Esser et al., 2024, section 3.1).
         decay: of the moving averages.
+        emphasis: how many times more a latent under the `mask` counts than one elsewhere; above 1 the samples need a `mask`.
     """
 
     trained = ("transformer", "text_encoder", "text_encoder_2")
@@ -137,8 +138,9 @@ class FlowMatching(Denoising):
         caption_dropout: Share = 0.1,
         times: Literal["uniform", "logit-normal"] = "logit-normal",
         decay: Annotated[float, Field(ge=0, lt=1)] = 0.999,
+        emphasis: Annotated[float, Field(ge=1)] = 1.0,
     ):
-        super().__init__(caption_dropout, None, decay)
+        super().__init__(caption_dropout, None, decay, emphasis)
         if times not in ("uniform", "logit-normal"):
             raise ValueError(f'times is "uniform" or "logit-normal"; found {times!r}')
         self.times = times
@@ -168,7 +170,9 @@ class FlowMatching(Denoising):
             img_ids=image_ids,
         ).sample
         target = model._pack_latents(noise - latents, count, channels, height, width)
-        return Loss(functional.mse_loss(predicted.float(), target.float()))
+        squares = functional.mse_loss(predicted.float(), target.float(), reduction="none")
+        weights = self.emphasised(batches["train"], latents).expand_as(latents)
+        return Loss((squares * model._pack_latents(weights, count, channels, height, width)).mean())
 
 
 def encode_captions(model: Any, captions: list[str], device: torch.device) -> tuple[Any, Any, Any]:

@@ -30,7 +30,7 @@ def test_opacities_are_a_turned_scaled_digit_sampled_bilinearly():
     """Against scipy: from each pixel's middle to the digit's own frame, turned back, and a smooth step from 0.25 to 0.6."""
     layout, strokes, drawn = alphas_of(6, 48, np.random.default_rng(0), least=2)
     middle = (np.arange(48) + 0.5) / 48
-    for scene, slot in ((scene, slot) for scene in range(6) for slot in range(int(layout.counts[scene]))):
+    for scene, slot in (layout.sizes > 0).nonzero().tolist():
         across, down = layout.centres[scene, slot].double().numpy()
         side, angle = layout.sizes[scene, slot].item(), math.radians(layout.angles[scene, slot].item())
         x, y = np.meshgrid(middle - across, middle - down)  # y runs down

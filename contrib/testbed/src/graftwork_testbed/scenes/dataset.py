@@ -209,9 +209,10 @@ def _draw(recipe: _Recipe, split: str, count: int) -> dict[str, Tensor]:
         for part in torch.arange(count).split(max(1, CHUNK // recipe.frames))
     ]
     image, instances, boxes = (torch.cat([getattr(canvas, name) for canvas in parts]) for name in ("image", "instances", "boxes"))
-    columns |= {"image": image[:, 0], "instances": instances[:, 0], "boxes": boxes[:, 0]}
     if recipe.frames > 1:
         columns |= {"clip": image, "clip_instances": instances, "clip_boxes": boxes}
+        image, instances, boxes = (column[:, :1].clone() for column in (image, instances, boxes))  # a view would carry the clips along
+    columns |= {"image": image[:, 0], "instances": instances[:, 0], "boxes": boxes[:, 0]}
     return columns | {
         "digits": layout.digits,
         "colours": layout.colours,
@@ -298,7 +299,7 @@ def _in_look(columns: dict[str, Tensor], look: str, position: int, generator: np
     if "clip" in columns:
         clip = columns["clip"]
         shown["clip"] = render_view(look, clip.flatten(0, 1), columns["clip_mask"].flatten(0, 1), generator).view(clip.shape)
-        shown["image"] = shown["clip"][:, 0]
+        shown["image"] = shown["clip"][:, 0].clone()
     return shown
 
 

@@ -123,7 +123,7 @@ def _picture(column: Tensor, index: Any, count: int) -> Tensor:
 
 
 def _mask(column: Tensor, index: Any, count: int) -> Tensor:
-    return column[index].to(torch.long, copy=True)
+    return column[index].long()
 
 
 def _whole(column: Tensor, index: Any, count: int) -> Tensor:

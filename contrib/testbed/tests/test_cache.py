@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import stat
+import time
 
 import numpy as np
 import pytest
@@ -13,7 +14,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from graftwork_testbed import digit_scenes
 from graftwork_testbed.cache import cache_folder, cached
 
 KEY = {"size": 3, "names": ["a", "b"], "drawing": 1}
@@ -21,7 +21,7 @@ MADE = {"image": torch.arange(24, dtype=torch.uint8).view(2, 3, 4), "weight": to
 
 # Processes that start anew, from one that has imported torch already: a start of torch's own would take seconds each.
 ANEW = multiprocessing.get_context("forkserver")
-ANEW.set_forkserver_preload(["graftwork_testbed.scenes.dataset"])
+ANEW.set_forkserver_preload(["graftwork_testbed.cache", "graftwork_testbed.scenes.samples"])
 
 
 @pytest.fixture(autouse=True)
@@ -288,33 +288,35 @@ def test_a_process_killed_while_it_writes_leaves_no_file_and_no_lock_and_what_it
 
 
 RACE = """
-import logging, sys, time
+import time, torch
 from pathlib import Path
-from graftwork_testbed import digit_scenes
-while not Path({gate!r}).exists():
-    time.sleep(0.005)
-from graftwork_testbed.scenes import dataset
-draw = dataset._draw
-def counted(recipe, split, count):
+from graftwork_testbed.cache import cached
+def make():
     with open({log!r}, "a") as file:
-        file.write(split + "\\n")
-    time.sleep(0.1)
-    return draw(recipe, split, count)
-dataset._draw = counted
-data = digit_scenes(size=32, train=6, val=2, test=2)
-Path({found!r}).write_text(data.fingerprint())
+        file.write("made ")
+    time.sleep(0.2)
+    return {{"image": torch.arange(5) + os.getpid()}}
+Path({ready!r}).touch()
+while not Path({gate!r}).exists():
+    time.sleep(0.002)
+Path({found!r}).write_text(str(cached("things", {{"race": 1}}, make)["image"].tolist()))
 """
 
 
-def test_of_two_processes_at_once_one_makes_and_both_get_what_any_other_process_makes(folder, tmp_path, monkeypatch):
-    gate, log, found = tmp_path / "gate", tmp_path / "log", [tmp_path / "one", tmp_path / "two"]
-    racing = [run(RACE.format(gate=str(gate), log=str(log), found=str(path)), folder) for path in found]
+def test_of_processes_that_want_the_same_at_once_one_makes_it_and_the_others_wait(folder, tmp_path):
+    gate, log = tmp_path / "gate", tmp_path / "log"
+    found, ready = ([tmp_path / f"{what}{number}" for number in range(2)] for what in ("found", "ready"))
+    racing = [
+        run(RACE.format(gate=str(gate), log=str(log), found=str(path), ready=str(here)), folder)
+        for path, here in zip(found, ready, strict=True)
+    ]
+    while not all(path.exists() for path in ready):
+        assert all(process.is_alive() for process in racing)
+        time.sleep(0.005)
     gate.touch()
     for process in racing:
         process.join(60)
     assert [process.exitcode for process in racing] == [0, 0]
-    assert sorted(log.read_text().split()) == ["test", "train", "val"]  # each was drawn once
-    names = sorted(path.suffix for path in folder.glob("digit-scenes/*"))
-    assert names == [".lock"] * 3 + [".safetensors"] * 3
-    monkeypatch.setenv("GRAFTWORK_CACHE", str(tmp_path / "elsewhere"))
-    assert [path.read_text() for path in found] == [digit_scenes(size=32, train=6, val=2, test=2).fingerprint()] * 2
+    assert log.read_text() == "made "
+    assert found[0].read_text() == found[1].read_text() == str(cached("things", {"race": 1}, never)["image"].tolist())
+    assert files(folder) == [kept(folder).name]

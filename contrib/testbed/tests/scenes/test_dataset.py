@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -107,6 +111,24 @@ def test_the_seed_decides_everything_and_no_global_generator_is_touched(flat):
     assert np.array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002
     assert first.fingerprint() == again.fingerprint() != other.fingerprint()
     assert not first["photo/test"].columns["sources"].equal(other["photo/test"].columns["sources"])
+
+
+@pytest.mark.slow
+def test_other_processes_draw_the_same(tmp_path):
+    """Interpreters of their own, with other orders of what is hashed, each with an empty cache."""
+    settings = {"size": 33, "styles": ["photo", "noise"], **TINY}
+    code = f"from graftwork_testbed import digit_scenes; print(digit_scenes(**{settings}).fingerprint())"
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": number, "GRAFTWORK_CACHE": str(tmp_path / number)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        for number in ("1", "2")
+    ]
+    assert found == [digit_scenes(**settings).fingerprint()] * 2
 
 
 def test_scenes_do_not_depend_on_the_labels_or_looks_that_are_asked_for():

@@ -14,7 +14,7 @@ from graftwork_testbed.scenes.samples import RAGGED, SceneSamples
 
 # Processes that start anew, from one that has imported torch already: a start of torch's own would take seconds each.
 ANEW = multiprocessing.get_context("forkserver")
-ANEW.set_forkserver_preload(["graftwork_testbed.scenes.dataset"])
+ANEW.set_forkserver_preload(["graftwork_testbed.cache", "graftwork_testbed.scenes.samples"])
 
 
 def same(first, second):

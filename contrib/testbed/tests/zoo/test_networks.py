@@ -17,7 +17,12 @@ from graftwork_testbed.zoo import networks
 from graftwork_testbed.zoo.catalogue import CARDS, VARIANTS
 from graftwork_testbed.zoo.networks import folder
 
-NAMES = [*(name for name in CARDS if name not in VARIANTS), *(f"{name}/{one}" for name in VARIANTS for one in VARIANTS[name])]
+AWAITED = {"scene-vit", "scene-segmenter", "scene-detector", "digit-source/resnet-clean-1", "digit-source/vit-clean-1"}
+"""Networks whose weights are not here yet: what is asked of them must fail, and a test fails once it does not."""
+
+EVERY = [*(name for name in CARDS if name not in VARIANTS), *(f"{name}/{one}" for name in VARIANTS for one in VARIANTS[name])]
+LATER = pytest.mark.xfail(raises=GraftworkError, strict=True, reason="its weights are not here yet")
+NAMES = [pytest.param(name, marks=LATER if name in AWAITED else ()) for name in EVERY]
 OFFERS = {
     "scene-diffusion": DiffusionPipeline,
     "scene-flow": DiffusionPipeline,
@@ -104,7 +109,8 @@ def test_no_configuration_names_code_or_a_path_of_the_machine_that_made_it():
 
 
 @pytest.mark.parametrize(
-    ("name", "column", "least"), [("scene-resnet", "label", 0.9), ("scene-vit", "label", 0.8), ("scene-colour", "colours", 0.9)]
+    ("name", "column", "least"),
+    [("scene-resnet", "label", 0.9), pytest.param("scene-vit", "label", 0.8, marks=LATER), ("scene-colour", "colours", 0.9)],
 )
 def test_classifiers_read_scenes(name, column, least, scenes):
     batch = scenes.__getitems__(range(200))
@@ -142,6 +148,7 @@ def test_the_language_model_continues_a_text():
     assert generated.shape == (1, tokens.input_ids.shape[1] + 8)
 
 
+@LATER
 def test_the_detector_finds_a_digit(scenes):
     batch = scenes.__getitems__(range(32))
     with torch.no_grad():
@@ -172,7 +179,7 @@ def test_generators_draw_and_are_deterministic(name, guided):
 
 
 def test_an_unknown_network_names_the_nearest():
-    with pytest.raises(GraftworkError, match='the zoo has no "scene-difusion"; did you mean "scene-diffusion"'):
+    with pytest.raises(GraftworkError, match=r'the zoo has no "scene-difusion" \(did you mean "scene-diffusion"\?\)'):
         folder("scene-difusion")
 
 

@@ -6,9 +6,11 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
+import PIL
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -167,11 +169,8 @@ def digit_scenes(
 
 
 def _key(recipe: _Recipe, split: str, count: int) -> dict[str, Any]:
-    import PIL
-    import skimage
-    import sklearn
-
-    drawn_by = {package.__name__: package.__version__ for package in (np, PIL, skimage, sklearn, torch)}
+    drawn_by = {package.__name__: package.__version__ for package in (np, PIL, torch)}
+    drawn_by |= {name: version(name) for name in ("scikit-image", "scikit-learn")}  # whose import takes seconds
     shown = {**vars(recipe), "vocabulary": vars(recipe.vocabulary)}
     return {"drawing": VERSION, **drawn_by, **shown, "split": split, "count": count}
 

@@ -1,6 +1,6 @@
 """Draws the pictures of the test bed in docs/images/testbed: a sheet of each data set, and 64 prompts by each generator.
 
-    python tools/pictures.py [NAME ...]
+python tools/pictures.py [NAME ...]
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ SHEETS: dict[str, tuple[str, dict[str, Any], str | list[str]]] = {
 """Picture -> data set, parameters, split or splits."""
 
 GENERATORS = ("scene-diffusion", "scene-flow")
+
+
 def draw(name: str) -> Any:
     """The matplotlib figure of a name."""
     if name in SHEETS:

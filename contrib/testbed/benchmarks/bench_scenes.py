@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,6 +45,12 @@ def seconds(work: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
+def each(work: Callable[[Any], object], items: Iterable[Any]) -> None:
+    """Work on every item and keep nothing, as a loop that trains does."""
+    for item in items:
+        work(item)
+
+
 def medians(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """Median seconds of each, taken in turns, so that a busy moment hits all alike."""
     taken: dict[str, list[float]] = {name: [] for name in works}
@@ -72,9 +79,9 @@ def bench_a_sample_and_a_batch(scenes):
     batches = [order[start : start + 64] for start in range(0, 960, 64)]
     found = medians(
         {
-            "sample": lambda: [scenes[index] for index in order],
-            "batch": lambda: [scenes.__getitems__(batch) for batch in batches],
-            "collated": lambda: [collate([scenes[index] for index in batch]) for batch in batches],
+            "sample": lambda: each(scenes.__getitem__, order),
+            "batch": lambda: each(scenes.__getitems__, batches),
+            "collated": lambda: each(lambda batch: collate([scenes[index] for index in batch]), batches),
         },
         rounds=15,
     )
@@ -96,5 +103,5 @@ def bench_rendering_views(scenes):
 def bench_a_pair(scenes):
     pairs = ScenePairs(digit_scenes(train=1000, val=10, test=10))["train"]
     print(f"1,000 pairs: rendered in {seconds(lambda: pairs[0]):.2f} s")
-    found = medians({"pair": lambda: [pairs[index] for index in range(1000)]}, rounds=9)
+    found = medians({"pair": lambda: each(pairs.__getitem__, range(1000))}, rounds=9)
     print(f"a pair: {1e3 * found['pair']:.0f} us")

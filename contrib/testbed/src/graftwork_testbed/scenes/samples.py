@@ -50,7 +50,8 @@ class SceneSamples:
 
     def _prepare(self) -> None:
         self._counts: list[int] = self.counts.tolist()
-        self._rows = [(key, *_reader(key, column)) for key, column in self.columns.items()]
+        rows = [(key, *_reader(key, column)) for key, column in self.columns.items()]
+        self._rows = sorted(rows, key=lambda row: isinstance(row[1], Tensor))  # pictures last: they take the processor's cache
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: self.__dict__[key] for key in ("columns", "captions", "constant", "counts")}
@@ -99,10 +100,11 @@ class SceneSamples:
 
 
 def _reader(key: str, column: Tensor) -> tuple[Any, Callable[[Any, Any, int], Tensor]]:
-    """A column as samples are read from it, and what reads: (column, index or slice, count) -> tensor of its own memory.
+    """A column as samples are read from it, and what reads: (column, index or slice, count) -> tensor.
 
     Numbers and ragged keys are copied to arrays, from which numpy takes a row in half of torch's time. Arrays over the columns' own
-    memory would not do: torch moves it when tensors are handed to another process.
+    memory would not do: torch moves it when tensors are handed to another process. What augmentation scales and shifts in place
+    (boxes, velocities) comes out as a copy, as pictures and masks do.
     """
     if key in PICTURES and column.dtype == torch.uint8:
         return column, _picture
@@ -115,7 +117,9 @@ def _reader(key: str, column: Tensor) -> tuple[Any, Callable[[Any, Any, int], Te
         return array, _slots_of_frames
     if key == "relation":
         return array, _pairs
-    return array, _slots if key in RAGGED else _number
+    if key in RAGGED:
+        return array, _places if column.is_floating_point() else _slots
+    return array, _number
 
 
 def _picture(column: Tensor, index: Any, count: int) -> Tensor:
@@ -135,12 +139,16 @@ def _slots_of_frames(column: Any, index: Any, count: int) -> Tensor:
 
 
 def _pairs(column: Any, index: Any, count: int) -> Tensor:
-    return torch.from_numpy(column[index, : count * (count - 1) // 2].copy())
+    return torch.from_numpy(column[index, : count * (count - 1) // 2])
 
 
-def _slots(column: Any, index: Any, count: int) -> Tensor:
+def _places(column: Any, index: Any, count: int) -> Tensor:
     return torch.from_numpy(column[index, :count].copy())
 
 
+def _slots(column: Any, index: Any, count: int) -> Tensor:
+    return torch.from_numpy(column[index, :count])
+
+
 def _number(column: Any, index: Any, count: int) -> Tensor:
-    return torch.from_numpy(column[index, ...].copy())
+    return torch.from_numpy(column[index, ...])

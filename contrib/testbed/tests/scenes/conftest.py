@@ -6,7 +6,7 @@ import pytest
 
 from graftwork_testbed import digit_scenes
 
-FEW = {"train": 120, "val": 40, "test": 40}
+FEW = {"train": 80, "val": 40, "test": 40}
 
 
 @pytest.fixture(autouse=True, scope="package")

@@ -89,7 +89,7 @@ def test_the_pixels_behind_the_digits_are_of_the_splits_own_region_of_a_texture(
 
 
 def test_every_texture_is_in_every_split():
-    data = digit_scenes(size=48, max_digits=1, backgrounds="textures", label="background", train=60, val=60, test=60)
+    data = digit_scenes(size=48, max_digits=1, backgrounds="textures", label="background", train=40, val=40, test=40)
     assert data.info.classes == tuple(TEXTURES)
     assert all(samples.columns["label"].unique().tolist() == list(range(6)) for samples in data.values())
 
@@ -153,7 +153,7 @@ def test_pictures_are_those_of_the_version():
 
 def test_the_defaults_have_splits_and_keys_as_documented(flat):
     assert list(flat) == list(SPLITS)
-    assert [len(samples) for samples in flat.values()] == [120, 40, 40]
+    assert [len(samples) for samples in flat.values()] == [80, 40, 40]
     assert (flat.info.channels, flat.info.size, flat.info.domains) == (3, (64, 64), ())
     sample = flat["train"][7]
     n = int(flat["train"].counts[7])
@@ -233,7 +233,7 @@ def test_a_split_of_one_clip_is_kept_too(monkeypatch, tmp_path):
 
 def test_scenes_are_drawn_once_and_then_read(monkeypatch, flat):
     monkeypatch.setattr("graftwork_testbed.scenes.dataset._draw", None)
-    again = digit_scenes(train=120, val=40, test=40)
+    again = digit_scenes(train=80, val=40, test=40)
     assert again.fingerprint() == flat.fingerprint()
 
 
@@ -242,7 +242,7 @@ def test_scenes_are_drawn_once_and_then_read(monkeypatch, flat):
 
 def test_styles_are_domains_paired_by_index(flat):
     looks = ["sketch", "photo", "hole"]
-    data = digit_scenes(styles=looks, train=120, val=40, test=40)
+    data = digit_scenes(styles=looks, train=80, val=40, test=40)
     assert list(data) == [f"{look}/{split}" for look in looks for split in SPLITS]
     assert data.info.domains == tuple(looks)
     for position, look in enumerate(looks):
@@ -257,14 +257,14 @@ def test_styles_are_domains_paired_by_index(flat):
 
 
 def test_one_style_alone_is_no_domain(flat):
-    data = digit_scenes(styles=["poster"], train=120, val=40, test=40)
+    data = digit_scenes(styles=["poster"], train=80, val=40, test=40)
     assert list(data) == list(SPLITS)
     assert data.info.domains == ()
     assert data["val"].captions[0] == f"{flat['val'].captions[0]}, poster"
 
 
 def test_captions_name_the_texture_and_then_the_style():
-    data = digit_scenes(size=48, max_digits=1, backgrounds="textures", styles=["grey", "photo"], train=60, val=60, test=60)
+    data = digit_scenes(size=48, max_digits=1, backgrounds="textures", styles=["grey", "photo"], train=40, val=40, test=40)
     for caption, number in zip(data["grey/val"].captions, data["grey/val"].columns["background"].tolist(), strict=True):
         assert caption.endswith(f" on {list(TEXTURES)[number]}, grey")
 

@@ -31,7 +31,7 @@ related = st.builds(
 words = ["a", "an", "two", "four", "red", "orange", "three", "eights", "left of", "above", "and", ", with", ",", "on", "brick", ", sketch"]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.one_of(listed, related))
 def test_parsing_undoes_describing(description):
     assert parse_caption(str(description)) == description
@@ -43,7 +43,7 @@ def test_a_list_names_every_digit_whatever_their_order(named):
     assert Counter(parse_caption(describe(named)).things) == Counter(named)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.lists(st.sampled_from(words), max_size=14).map(lambda chosen: " ".join(chosen).replace(" ,", ",")))
 def test_any_row_of_words_is_refused_or_says_what_can_be_said_again(text):
     with contextlib.suppress(DataError):

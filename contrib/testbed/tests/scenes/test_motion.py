@@ -121,11 +121,11 @@ def test_no_digit_leaves_the_frame(moving):
 
 def test_boxes_go_around_the_whole_digit_though_another_covers_it():
     """Three digits that cross: what is seen of each lies in its box, and fills it wherever no later digit's box comes near."""
-    data = digit_scenes(size=48, min_digits=3, max_digits=3, frames=40, train=6, val=1, test=1)
+    data = digit_scenes(size=48, min_digits=3, max_digits=3, frames=32, train=4, val=1, test=1)
     instances, boxes = (data["train"].columns[key] for key in ("clip_instances", "clip_boxes"))
     covered = whole = 0
-    for scene in range(6):
-        for frame in range(40):
+    for scene in range(4):
+        for frame in range(32):
             for slot in range(3):
                 left, top, right, bottom = boxes[scene, frame, slot].tolist()
                 rows, across = (instances[scene, frame] == slot + 1).nonzero(as_tuple=True)

@@ -116,7 +116,7 @@ def test_nothing_is_rendered_before_a_sample_is_asked_for(monkeypatch, flat):
 
     monkeypatch.setattr("graftwork_testbed.scenes.pairs.render_view", counted)
     pairs = ScenePairs(flat, "blur", "photo")
-    assert len(pairs["train"]) == 120
+    assert len(pairs["train"]) == 80
     assert not calls
     for index in (0, 1, 2):
         assert pairs["val"][index]["image"].shape == (3, 64, 64)

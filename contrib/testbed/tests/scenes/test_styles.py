@@ -162,11 +162,11 @@ def test_views_are_bytes_of_the_same_shape_and_depend_on_the_generator_alone(nam
 
 
 def test_views_of_many_scenes_are_those_of_each():
-    images = IMAGES[:1].expand(514, -1, -1, -1).contiguous()  # more than are rendered at once
-    images[-1] = IMAGES[1]
-    semantic = SEMANTIC[:1].expand(514, -1, -1)
+    small, semantic = IMAGES[:, :, :16, :16], SEMANTIC[:1, :16, :16].expand(514, -1, -1)
+    images = small[:1].expand(514, -1, -1, -1).contiguous()  # more than are rendered at once
+    images[-1] = small[1]
     shown = view("poster", images, semantic)
-    assert shown[-1].equal(view("poster", IMAGES[1:2], SEMANTIC[:1])[0])
+    assert shown[-1].equal(view("poster", small[1:2], semantic[:1])[0])
     assert shown[0].equal(shown[512])
 
 

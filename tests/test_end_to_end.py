@@ -14,6 +14,7 @@ import graftwork as gw
 from graftwork.reproduce import recipes
 
 RECIPES = recipes(gw.installed())
+CLAIMS = {name: path for name, path in RECIPES.items() if "graftwork_testbed" not in path.parts}  # the zoo's recipes make networks
 
 
 def test_nothing_of_this_repository_is_broken(graft: Callable[..., subprocess.CompletedProcess[str]]) -> None:
@@ -22,7 +23,7 @@ def test_nothing_of_this_repository_is_broken(graft: Callable[..., subprocess.Co
     assert done.returncode == 0
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", CLAIMS)
 def test_every_recipe_assembles_and_makes_a_claim(name: str) -> None:
     assert gw.Pipeline.from_yaml(RECIPES[name]).assemble().claim is not None
 

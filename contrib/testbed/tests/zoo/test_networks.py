@@ -144,7 +144,7 @@ def test_rewards_rank_sentences(name):
 def test_the_language_model_continues_a_text():
     model = load("tiny-lm/base").eval()
     tokens = model.tokenizer("The statement", return_tensors="pt")
-    generated = model.generate(**tokens, max_new_tokens=8, do_sample=False)
+    generated = model.generate(**tokens, min_new_tokens=8, max_new_tokens=8, do_sample=False)
     assert generated.shape == (1, tokens.input_ids.shape[1] + 8)
 
 

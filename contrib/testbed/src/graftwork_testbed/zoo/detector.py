@@ -75,7 +75,7 @@ class AnchorFreeDetectorConfig(PretrainedConfig):
             backbone_config = AutoConfig.for_model(settings.pop("model_type"), **settings)
         self.backbone_config = backbone_config
         self.stride, self.size_divisor, self.neck_channels = stride, size_divisor, neck_channels
-        self.image_mean, self.image_std = list(image_mean), list(image_std)
+        self.image_mean, self.image_std = [float(each) for each in image_mean], [float(each) for each in image_std]
         super().__init__(**kwargs)
 
 
@@ -103,6 +103,8 @@ class AnchorFreeDetector(PreTrainedModel):
     finest level one head gives a heat map a class, whose peaks are objects' centres (CenterNet: Zhou et al., 2019,
     https://arxiv.org/abs/1904.07850), the other the distances from a cell's centre to the four sides of its box (FCOS: Tian et al.,
     2019, https://arxiv.org/abs/1904.01355). Images are (B, C, H, W) in [0, 1]; the model normalises them itself.
+
+    `AutoConfig`, `AutoModel` and `AutoModelForObjectDetection` know it once this module is imported.
 
     Args:
         config: what it is built from.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+from multiprocessing import forkserver
+
 import pytest
 
 from graftwork_testbed import digit_scenes
@@ -14,6 +17,13 @@ def _own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRAFTWORK_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True, scope="package")
+def _fork_server():
+    """What processes of tests are forked from, started while there is other work: it takes seconds to import torch."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["graftwork_testbed.cache", "graftwork_testbed.scenes.samples"])
+    forkserver.ensure_running()
 
 
 @pytest.fixture(scope="package")

@@ -231,17 +231,20 @@ def test_a_split_of_one_clip_is_kept_too(monkeypatch, tmp_path):
     assert len(list(tmp_path.glob("digit-scenes/*.safetensors"))) == 3
 
 
-def test_scenes_are_drawn_once_and_then_read(monkeypatch, flat):
-    monkeypatch.setattr("graftwork_testbed.scenes.dataset._draw", None)
-    again = digit_scenes(train=80, val=40, test=40)
-    assert again.fingerprint() == flat.fingerprint()
+def test_scenes_are_drawn_once_in_each_style_and_then_read(monkeypatch, flat):
+    settings = {"size": 32, "styles": ["grey", "photo"], **TINY}
+    first = digit_scenes(**settings)
+    for name in ("draw_scenes", "render_view"):
+        monkeypatch.setattr(f"graftwork_testbed.scenes.dataset.{name}", lambda *_: pytest.fail("drawn again"))
+    assert digit_scenes(**settings).fingerprint() == first.fingerprint()
+    assert digit_scenes(train=80, val=40, test=40).fingerprint() == flat.fingerprint()
 
 
 # -- looks ------------------------------------------------------------------------------------------------------------------------
 
 
 def test_styles_are_domains_paired_by_index(flat):
-    looks = ["sketch", "photo", "hole"]
+    looks = ["noise", "photo", "hole"]
     data = digit_scenes(styles=looks, train=80, val=40, test=40)
     assert list(data) == [f"{look}/{split}" for look in looks for split in SPLITS]
     assert data.info.domains == tuple(looks)

@@ -67,7 +67,7 @@ def test_a_batch_is_what_collating_its_samples_gives(flat):
 
 
 def test_unpaired_views_show_different_scenes(flat):
-    data = ScenePairs(flat, "sketch", "photo", paired=False)
+    data = ScenePairs(flat, "hole", "photo", paired=False)
     assert list(data) == [f"{side}/{split}" for side in ("source", "target") for split in flat]
     assert data.info.domains == ("source", "target")
     for split, scenes in flat.items():
@@ -223,4 +223,4 @@ def test_pictures_that_do_not_fit_are_named_when_they_are_read(columns, message)
 )
 def test_configuration_names_the_parameter(parameters, place):
     with pytest.raises(ConfigError, match=place):
-        gw.dataset("scene-pairs", **{"data": {"use": "digits"}, **parameters})
+        gw.dataset("scene-pairs", **{"data": small(image=IMAGES), **parameters})

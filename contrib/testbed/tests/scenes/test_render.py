@@ -8,7 +8,7 @@ import torch
 from scipy.ndimage import grey_dilation, map_coordinates
 
 from graftwork_testbed import load_digit_images
-from graftwork_testbed.scenes.dataset import STROKES
+from graftwork_testbed.scenes.drawing import STROKES
 from graftwork_testbed.scenes.layout import Vocabulary, draw_layout
 from graftwork_testbed.scenes.render import compose, extents, mute, sharpen, stroke_alphas, widened
 from graftwork_testbed.scenes.vocabulary import COLOURS

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import multiprocessing
 import pickle
 
 import pytest
@@ -10,10 +9,6 @@ from torch.utils.data import DataLoader
 from graftwork import DataError
 from graftwork.kinds.dataset import collate
 from graftwork_testbed.scenes.samples import RAGGED, SceneSamples
-
-# Processes that start anew, from one that has imported torch already: a start of torch's own would take seconds each.
-ANEW = multiprocessing.get_context("forkserver")
-ANEW.set_forkserver_preload(["graftwork_testbed.cache", "graftwork_testbed.scenes.samples"])
 
 
 def same(first, second):
@@ -137,7 +132,7 @@ def test_workers_of_a_loader_read_the_same_and_leave_the_columns_readable(flat):
     settings = {"batch_size": 16, "sampler": order, "collate_fn": flat.collate}
     before, held = list(DataLoader(samples, **settings)), samples[3]
     kept = pickle.dumps(held)
-    loaded = list(DataLoader(samples, num_workers=1, multiprocessing_context=ANEW, **settings))
+    loaded = list(DataLoader(samples, num_workers=1, multiprocessing_context="forkserver", **settings))
     assert list(map(len, (batch["caption"] for batch in loaded))) == [16, 16, 8]
     assert all(map(same, before, loaded))
     assert all(map(same, before, DataLoader(samples, **settings)))

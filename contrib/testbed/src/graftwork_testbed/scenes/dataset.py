@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -18,18 +17,15 @@ from torch import Tensor
 from graftwork import DataError, Dataset, DatasetInfo
 from graftwork.errors import nearest
 from graftwork_testbed.cache import cached
-from graftwork_testbed.handwriting import Digit, load_digit_images
-from graftwork_testbed.photographs import PHOTOS, band, load_photo, random_crops, read_image
+from graftwork_testbed.handwriting import Digit
+from graftwork_testbed.scenes.drawing import Recipe, background_names, draw_scenes
 from graftwork_testbed.scenes.grammar import Thing, describe
-from graftwork_testbed.scenes.layout import MOST, SIZES, Layout, Vocabulary, draw_layout, relations
-from graftwork_testbed.scenes.motion import draw_velocities, trajectories
-from graftwork_testbed.scenes.panorama import SHRINK, distortion, place_around, room, sphere_alphas
-from graftwork_testbed.scenes.render import Canvas, compose, mute, stroke_alphas
+from graftwork_testbed.scenes.layout import MOST, SIZES, Vocabulary
+from graftwork_testbed.scenes.panorama import SHRINK, distortion
 from graftwork_testbed.scenes.samples import SceneSamples
 from graftwork_testbed.scenes.styles import DEGRADATIONS, STYLES, Look, render_view
 from graftwork_testbed.scenes.vocabulary import COLOURS, COUNTS, RELATIONS, Colour
-from graftwork_testbed.splits import SPLITS, Seed, stratified_split
-from graftwork_testbed.texture_crops import TEXTURES
+from graftwork_testbed.splits import SPLITS, Seed
 
 __all__ = ["LABELS", "LabelOf", "digit_scenes"]
 
@@ -51,23 +47,6 @@ LEAST_SIZE = 18
 
 TEXTURE_ROOM = 77
 """Pixels across the narrowest region of the textures, val's."""
-
-CHUNK = 256
-STROKES = 40
-"""Side of the digits' pictures that scenes are drawn from."""
-
-
-@dataclass(frozen=True)
-class _Recipe:
-    """Everything that the drawn scenes depend on, but the split."""
-
-    size: int
-    vocabulary: Vocabulary
-    backgrounds: str
-    muting: float
-    frames: int
-    panorama: bool
-    seed: int
 
 
 def digit_scenes(
@@ -91,8 +70,8 @@ def digit_scenes(
 ) -> Dataset:
     """Scenes of one to four handwritten digits, coloured, turned, scaled and placed apart on photographs or textures.
 
-    Train, val and test share no handwritten digit and no place of a photograph. The pictures are drawn once and kept in the cache
-    (`graftwork_testbed.cache`); a sample is then taken in tens of microseconds.
+    Train, val and test share no handwritten digit and no place of a photograph. The pictures are drawn once, in each style, and kept
+    in the cache (`graftwork_testbed.cache`); a sample is then taken in tens of microseconds.
 
     Samples, for a scene of n digits: `image` (3, H, W) float32 in [0, 1]; `label`, as asked for; `labels` (n,) positions of the
     digits in `classes`; `colours` (n,) positions in `scenes.vocabulary.COLOURS`; `boxes` (n, 4) xyxy in pixels, tight around the
@@ -149,17 +128,20 @@ def digit_scenes(
     _check_counts(train, val, test)
     _check_weights(weights, min_digits, max_digits)
     vocabulary = Vocabulary(chosen, tuple(list(COLOURS).index(hue) for hue in hues), min_digits, max_digits, scale, tuple(weights or ()))
-    recipe = _Recipe(size, vocabulary, backgrounds, muting, frames, panorama, seed)
-    named = _background_names(backgrounds)
+    recipe = Recipe(size, vocabulary, backgrounds, muting, frames, panorama, seed)
+    named = background_names(backgrounds)
     splits = {}
-    for number, (split, count) in enumerate(zip(SPLITS, (train, val, test), strict=True)):
-        drawn = cached("digit-scenes", _key(recipe, split, count), lambda split=split, count=count: _draw(recipe, split, count))
+    for split, count in zip(SPLITS, (train, val, test), strict=True):
+        key = _key(recipe, split, count)
+        drawn = cached("digit-scenes", key, functools.partial(draw_scenes, recipe, split, count))
         columns = _columns(drawn, chosen, _labels(label, drawn, chosen, hues))
+        constant = {"distortion": distortion(size)} if panorama else {}
         for position, look in enumerate(looks):
-            generator = np.random.default_rng([seed, number, STYLES.index(look) if look in STYLES else 8 + DEGRADATIONS.index(look)])
-            shown = _in_look(columns, look, position, generator)
+            shown = columns | {"domain": torch.full_like(columns["domain"], position)}
+            if look != "photo":
+                render = functools.partial(_render, columns, look, split, seed)
+                shown |= cached("digit-scenes", {**key, "look": look}, render)
             captions = _captions(drawn, named if backgrounds == "textures" else (), look)
-            constant = {"distortion": distortion(size)} if panorama else {}
             splits[split if len(looks) == 1 else f"{look}/{split}"] = SceneSamples(shown, drawn["counts"], captions, constant)
     names, shape = _label_names(label, chosen, hues, named), (size, 2 * size if panorama else size)
     domains = looks if len(looks) > 1 else ()
@@ -168,109 +150,11 @@ def digit_scenes(
     return Dataset({split: splits[split] for split in ordered}, info)
 
 
-def _key(recipe: _Recipe, split: str, count: int) -> dict[str, Any]:
+def _key(recipe: Recipe, split: str, count: int) -> dict[str, Any]:
     drawn_by = {package.__name__: package.__version__ for package in (np, PIL, torch)}
     drawn_by |= {name: version(name) for name in ("scikit-image", "scikit-learn")}  # whose import takes seconds
     shown = {**vars(recipe), "vocabulary": vars(recipe.vocabulary)}
     return {"drawing": VERSION, **drawn_by, **shown, "split": split, "count": count}
-
-
-def _background_names(backgrounds: str) -> tuple[str, ...]:
-    return tuple(PHOTOS) if backgrounds == "photos" else tuple(TEXTURES)
-
-
-def _draw(recipe: _Recipe, split: str, count: int) -> dict[str, Tensor]:
-    """The columns of one split."""
-    generator = np.random.default_rng([recipe.seed, SPLITS.index(split), count])
-    layout = draw_layout(count, recipe.vocabulary, generator)
-    strokes, written = _handwriting()
-    rows = stratified_split(written, 0.1, 0.25, recipe.seed)[split]
-    sources = _pick_sources(layout, rows, written, generator)
-    hues = torch.tensor(list(COLOURS.values()))[layout.colours] + torch.from_numpy(generator.normal(0, 6, (count, MOST, 3)))
-    hues = (hues / 255).clamp(0, 1).float()
-    crops = 6 if recipe.panorama else 1
-    patches, background = _patches(recipe, split, count, crops, generator)
-    columns: dict[str, Tensor] = {}
-    if recipe.panorama:
-        places = place_around(layout.sizes, layout.counts, generator)
-        columns["relation"] = relations(layout.counts, torch.stack([places[..., 0] / 2, -places[..., 1]], -1))[0]
-    else:
-        places = layout.centres
-        columns["relation"] = relations(layout.counts, places)[0]
-    if recipe.frames > 1:
-        velocity = draw_velocities(layout.sizes, generator)
-        columns["velocity"] = velocity * recipe.size
-        places = trajectories(places, velocity, layout.sizes, recipe.frames)
-    else:
-        places = places.unsqueeze(1)
-    parts = [
-        _draw_chunk(recipe, strokes[sources[part]], layout, places, hues, patches, part)
-        for part in torch.arange(count).split(max(1, CHUNK // recipe.frames))
-    ]
-    image, instances, boxes = (torch.cat([getattr(canvas, name) for canvas in parts]) for name in ("image", "instances", "boxes"))
-    if recipe.frames > 1:
-        columns |= {"clip": image, "clip_instances": instances, "clip_boxes": boxes}
-        image, instances, boxes = (column[:, :1].clone() for column in (image, instances, boxes))  # a view would carry the clips along
-    columns |= {"image": image[:, 0], "instances": instances[:, 0], "boxes": boxes[:, 0]}
-    return columns | {
-        "digits": layout.digits,
-        "colours": layout.colours,
-        "counts": layout.counts,
-        "sources": sources,
-        "background": background,
-    }
-
-
-def _draw_chunk(recipe: _Recipe, strokes: Tensor, layout: Layout, places: Tensor, hues: Tensor, patches: Tensor, part: Tensor) -> Canvas:
-    """Scenes at the positions `part`, every frame of them: columns (n, T, ...)."""
-    sizes, angles, frames = layout.sizes[part], layout.angles[part], places.shape[1]
-    walls = mute(patches[part].flatten(0, 1).float() / 255, recipe.muting).view(len(part), -1, 3, recipe.size, recipe.size)
-    background = room(walls) if recipe.panorama else walls[:, 0]
-    drawn = []
-    for frame in range(frames):
-        centres = places[part, frame]
-        alphas = (sphere_alphas if recipe.panorama else stroke_alphas)(strokes, centres, sizes, angles, recipe.size)
-        drawn.append(compose(alphas, hues[part], background))
-    return Canvas(*(torch.stack([getattr(canvas, name) for canvas in drawn], dim=1) for name in ("image", "instances", "boxes")))
-
-
-@functools.cache
-def _handwriting() -> tuple[Tensor, Tensor]:
-    """Every digit's picture and class; not to be changed."""
-    return load_digit_images(STROKES)
-
-
-def _pick_sources(layout: Layout, rows: Tensor, written: Tensor, generator: np.random.Generator) -> Tensor:
-    """A row of scikit-learn's table for each digit, of its class and of the split: (N, 4), 0 beyond a scene's count."""
-    table = [rows[written[rows] == digit] for digit in range(10)]
-    width = max(len(of_class) for of_class in table)
-    padded = torch.stack([of_class.repeat(width // len(of_class) + 1)[:width] for of_class in table])
-    lengths = torch.tensor([len(of_class) for of_class in table])[layout.digits]
-    drawn = (torch.from_numpy(generator.random(tuple(layout.digits.shape))) * lengths).long()
-    return padded[layout.digits, drawn] * (torch.arange(MOST) < layout.counts[:, None])
-
-
-def _patches(recipe: _Recipe, split: str, count: int, crops: int, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Backgrounds (N, crops, 3, size, size) uint8, all crops of a scene from one picture, and that picture's number (N,)."""
-    pictures = _pictures(recipe.backgrounds, split, 2 if recipe.size <= 96 else 1)
-    names = _background_names(recipe.backgrounds)
-    drawn = torch.from_numpy(generator.integers(0, len(pictures), count))
-    patches = torch.empty(count, crops, 3, recipe.size, recipe.size, dtype=torch.uint8)
-    numbers = torch.empty(count, dtype=torch.long)
-    for position, (name, picture) in enumerate(pictures.items()):
-        chosen = drawn == position
-        wanted = int(chosen.sum()) * crops
-        patches[chosen] = random_crops(picture, wanted, recipe.size, generator).view(-1, crops, 3, recipe.size, recipe.size)
-        numbers[chosen] = names.index(name)
-    return patches, numbers
-
-
-@functools.cache
-def _pictures(backgrounds: str, split: str, shrink: int) -> dict[str, Tensor]:
-    """What a split's backgrounds are cut from, (3, H, W) uint8 by name; not to be changed. 15 MB, all of them together."""
-    if backgrounds == "photos":
-        return {name: load_photo(name, shrink) for name, photo in PHOTOS.items() if photo.split == split}
-    return {name: band(read_image("skimage", path, "L").expand(3, -1, -1), split) for name, path in TEXTURES.items()}
 
 
 def _columns(drawn: dict[str, Tensor], classes: Sequence[int], labels: Tensor) -> dict[str, Tensor]:
@@ -289,17 +173,16 @@ def _columns(drawn: dict[str, Tensor], classes: Sequence[int], labels: Tensor) -
     return columns
 
 
-def _in_look(columns: dict[str, Tensor], look: str, position: int, generator: np.random.Generator) -> dict[str, Tensor]:
-    """The same scenes in a look that stands at `position` among the domains."""
-    shown = columns | {"domain": torch.full_like(columns["domain"], position)}
-    if look == "photo":
-        return shown
-    shown["image"] = render_view(look, columns["image"], columns["mask"], generator)
-    if "clip" in columns:
-        clip = columns["clip"]
-        shown["clip"] = render_view(look, clip.flatten(0, 1), columns["clip_mask"].flatten(0, 1), generator).view(clip.shape)
-        shown["image"] = shown["clip"][:, 0].clone()
-    return shown
+def _render(columns: dict[str, Tensor], look: str, split: str, seed: int) -> dict[str, Tensor]:
+    """The pictures of the same scenes in another look."""
+    number = STYLES.index(look) if look in STYLES else 8 + DEGRADATIONS.index(look)
+    generator = np.random.default_rng([seed, SPLITS.index(split), number])
+    image = render_view(look, columns["image"], columns["mask"], generator)
+    if "clip" not in columns:
+        return {"image": image}
+    clip = columns["clip"]
+    shown = render_view(look, clip.flatten(0, 1), columns["clip_mask"].flatten(0, 1), generator).view(clip.shape)
+    return {"image": shown[:, 0].clone(), "clip": shown}
 
 
 def _semantic(of_slot: Tensor, instances: Tensor) -> Tensor:

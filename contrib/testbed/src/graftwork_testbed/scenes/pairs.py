@@ -165,7 +165,7 @@ def _bytes(mask: Any, images: Tensor, split: str) -> Tensor:
 
 
 def _joined(parts: Sequence[Any]) -> Any:
-    return torch.cat(parts) if isinstance(parts[0], Tensor) else [value for part in parts for value in part]
+    return torch.cat(list(parts)) if isinstance(parts[0], Tensor) else [value for part in parts for value in part]
 
 
 def _value(key: str, value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -13,7 +13,7 @@ import torch
 from graftwork.errors import GraftworkError
 from graftwork.interfaces import DiffusionPipeline
 
-__all__ = ["Precision", "diffusers_pipeline", "load", "need", "transformers_model"]
+__all__ = ["Precision", "diffusers_pipeline", "load", "need", "transformers_classifier", "transformers_model"]
 
 Precision: TypeAlias = Literal["float32", "float16", "bfloat16"]
 """Type of a model's weights."""
@@ -78,6 +78,36 @@ def transformers_model(automatic: str, name: str, what: str, dtype: Precision = 
     always = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True, "dtype": getattr(torch, dtype)}
     model, found = load(name, lambda source: loader.from_pretrained(source, **always, **settings), what)
     return model, sorted(key if isinstance(key, str) else key[0] for key in (*found["missing_keys"], *found["mismatched_keys"]))
+
+
+def transformers_classifier(
+    automatic: str,
+    name: str,
+    what: str,
+    outputs: int | None,
+    heads: Collection[str],
+    dtype: Precision = "float32",
+    remedy: str = "for a new head give num_classes",
+) -> Any:
+    """A model of transformers with a head, which is made anew where another number of outputs is asked for.
+
+    Args:
+        automatic: as `transformers_model` takes it.
+        name: Hugging Face id or folder.
+        what: what is loaded, for messages.
+        outputs: of the head; None keeps the checkpoint's.
+        heads: names of the modules that may then lack weights.
+        dtype: of the weights.
+        remedy: what to do about a checkpoint without a head, for the message.
+
+    Raises:
+        GraftworkError: if it cannot be loaded, or lacks weights other than a new head's.
+    """
+    settings = {} if outputs is None else {"num_labels": outputs, "ignore_mismatched_sizes": True}
+    model, new = transformers_model(automatic, name, what, dtype, **settings)
+    if lacking := [key for key in new if outputs is None or not set(heads) & set(key.split("."))]:
+        raise GraftworkError(f'{what} "{name}" has no weights for {", ".join(lacking[:4])}; {remedy}')
+    return model
 
 
 def diffusers_pipeline(name: str, dtype: Precision = "float32", device: str | None = None, variant: str | None = None) -> DiffusionPipeline:

@@ -9,9 +9,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from graftwork.builtin.hub import Precision, transformers_model
+from graftwork.builtin.hub import Precision, transformers_classifier
 from graftwork.builtin.image_processor import ImagePreparation
-from graftwork.errors import GraftworkError
 
 __all__ = ["TransformersSegmenter"]
 
@@ -49,10 +48,7 @@ class TransformersSegmenter(nn.Module):
         dtype: Precision = "float32",
     ):
         super().__init__()
-        settings = {} if num_classes is None else {"num_labels": num_classes, "ignore_mismatched_sizes": True}
-        model, new = transformers_model("AutoModelForSemanticSegmentation", name, "segmenter", dtype, **settings)
-        if lacking := [key for key in new if num_classes is None or not set(HEADS) & set(key.split("."))]:
-            raise GraftworkError(f'segmenter "{name}" has no weights for {", ".join(lacking[:4])}; for a new head give num_classes')
+        model = transformers_classifier("AutoModelForSemanticSegmentation", name, "segmenter", num_classes, HEADS, dtype)
         self._hold(model, ImagePreparation.load(name, model.config, resize, mean, std))
 
     @classmethod

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from graftwork.builtin.hub import Precision, transformers_model
+from graftwork.builtin.hub import Precision, transformers_classifier
 from graftwork.builtin.tokenization import load_tokenizer, longest, tokenize
 from graftwork.errors import DataError, GraftworkError
 
@@ -17,17 +17,9 @@ __all__ = ["TransformersReward", "TransformersTextClassifier"]
 
 Count = Annotated[int, Field(ge=1)]
 Input = Literal["text", "input_ids"]
+AUTOMATIC = "AutoModelForSequenceClassification"
 HEADS = ("classifier", "score", "pooler", "pre_classifier", "sequence_summary")
 """Where families keep what a new task trains anew; a checkpoint of another task may lack the pooler too."""
-
-
-def _load(name: str, what: str, outputs: int | None, dtype: Precision, remedy: str) -> Any:
-    """A sequence classifier; with `outputs` its head may be new. Raises GraftworkError if other weights are lacking."""
-    settings = {} if outputs is None else {"num_labels": outputs, "ignore_mismatched_sizes": True}
-    model, new = transformers_model("AutoModelForSequenceClassification", name, what, dtype, **settings)
-    if lacking := [key for key in new if outputs is None or not set(HEADS) & set(key.split("."))]:
-        raise GraftworkError(f'{what} "{name}" has no weights for {", ".join(lacking[:4])}; {remedy}')
-    return model
 
 
 class _SequenceModel(nn.Module):
@@ -75,7 +67,7 @@ class TransformersTextClassifier(_SequenceModel):
         dtype: Precision = "float32",
     ):
         super().__init__()
-        model = _load(name, "text classifier", num_classes, dtype, "for a new head give num_classes")
+        model = transformers_classifier(AUTOMATIC, name, "text classifier", num_classes, HEADS, dtype)
         self._hold(model, load_tokenizer(name), input, max_length)
 
     @classmethod
@@ -119,7 +111,7 @@ class TransformersReward(_SequenceModel):
         dtype: Precision = "float32",
     ):
         super().__init__()
-        model = _load(name, "reward", 1 if new_head else None, dtype, "for a new head set new_head")
+        model = transformers_classifier(AUTOMATIC, name, "reward", 1 if new_head else None, HEADS, dtype, "for a new head set new_head")
         self._hold(model, load_tokenizer(name), input, max_length)
 
     @classmethod

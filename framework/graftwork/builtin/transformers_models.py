@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from graftwork.builtin.hub import Precision, transformers_model
+from graftwork.builtin.hub import Precision, transformers_classifier, transformers_model
 from graftwork.builtin.image_processor import ImagePreparation
 from graftwork.builtin.tokenization import load_tokenizer, longest, tokenize
 from graftwork.errors import GraftworkError, InterfaceError
@@ -21,6 +21,8 @@ __all__ = ["TransformersImageClassifier", "TransformersTextEncoder"]
 
 Count = Annotated[int, Field(ge=1)]
 Levels = list[float] | None
+HEADS = ("classifier", "cls_classifier", "distillation_classifier")
+"""What a new number of classes trains anew."""
 POOLINGS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "pooler": lambda base, x: base.pooler(x).flatten(1),
     "pooler over tokens": lambda base, x: base.pooler(x.transpose(1, 2)).flatten(1),
@@ -63,10 +65,7 @@ class TransformersImageClassifier(nn.Module):
         dtype: Precision = "float32",
     ):
         super().__init__()
-        settings = {} if num_classes is None else {"num_labels": num_classes, "ignore_mismatched_sizes": True}
-        model, new = transformers_model("AutoModelForImageClassification", name, "image classifier", dtype, **settings)
-        if lacking := [key for key in new if num_classes is None or "classifier" not in key]:
-            raise GraftworkError(f'image classifier "{name}" has no weights for {", ".join(lacking[:4])}; for a new head give num_classes')
+        model = transformers_classifier("AutoModelForImageClassification", name, "image classifier", num_classes, HEADS, dtype)
         self._hold(model, ImagePreparation.load(name, model.config, resize, mean, std))
 
     @classmethod

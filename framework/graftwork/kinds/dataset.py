@@ -12,7 +12,7 @@ from torch import Tensor
 
 from graftwork.errors import DataError, nearest
 
-__all__ = ["Batch", "Dataset", "DatasetInfo", "Samples", "Split", "TensorSamples", "collate", "to_device"]
+__all__ = ["Batch", "Dataset", "DatasetInfo", "Samples", "Split", "TensorSamples", "collate", "fetch", "to_device"]
 
 Batch: TypeAlias = dict[str, Any]
 """Collated samples: tensors with a leading batch dimension; lists where samples differ in shape or hold text."""
@@ -68,6 +68,12 @@ def collate(samples: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> Batch:
     if isinstance(samples, Mapping):
         return dict(samples)
     return {key: _join([sample[key] for sample in samples]) for key in samples[0]}
+
+
+def fetch(samples: Samples, indices: Sequence[int], collate: Callable[[Any], Batch]) -> Batch:
+    """A batch of the samples at `indices`: at once where they have `__getitems__`, else one by one, as a DataLoader does."""
+    many = getattr(samples, "__getitems__", None)
+    return collate(many(indices) if many is not None else [samples[index] for index in indices])
 
 
 def _join(values: list[Any]) -> Any:

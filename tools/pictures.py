@@ -51,6 +51,10 @@ SHEETS: dict[str, tuple[str, dict[str, Any], str | list[str]]] = {
 GENERATORS = ("scene-diffusion", "scene-flow")
 
 
+WIDTH = 1000
+"""Pixels across a picture, about."""
+
+
 def draw(name: str) -> Any:
     """The matplotlib figure of a name."""
     if name in SHEETS:
@@ -72,9 +76,10 @@ def main(names: list[str]) -> int:
     HERE.mkdir(parents=True, exist_ok=True)
     for name in names or known:
         content = io.BytesIO()
-        draw(name).savefig(content, format="png", dpi=90, facecolor="white")
+        draw(name).savefig(content, format="png", facecolor="white")  # at its own resolution, for which its text was measured
         path = HERE / f"{name}.png"
-        Image.open(content).convert("RGB").save(path, optimize=True)
+        image = Image.open(content).convert("RGB")
+        image.reduce(max(1, round(image.width / WIDTH))).save(path, optimize=True)
         print(f"{path.name}: {path.stat().st_size // 1024} kB")
     return 0
 

@@ -10,7 +10,6 @@ from typing import Annotated, Literal, TypeAlias
 
 import torch
 from pydantic import Field
-from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
@@ -42,6 +41,8 @@ def load_digit_images(size: int = 32) -> tuple[Tensor, Tensor]:
     """
     if not 8 <= size <= 128:
         raise ValueError(f"size must be 8 to 128 pixels; found {size}")
+    from sklearn.datasets import load_digits  # seconds to import, which scenes read from the cache need not spend
+
     table, labels = load_digits(return_X_y=True)
     small = torch.from_numpy(table).float().view(-1, 1, 8, 8) * (255 / 16)
     if size > 8:

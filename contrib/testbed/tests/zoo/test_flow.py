@@ -37,6 +37,15 @@ def test_the_plain_class_draws_the_same_when_told_the_size(pipeline, tmp_path):
     assert torch.equal(draw(again, height=64, width=64, max_sequence_length=24), draw(pipeline))
 
 
+def test_arguments_by_position_count(pipeline):
+    def noise():
+        return torch.Generator().manual_seed(3)
+
+    by_name = pipeline("a red three", negative_prompt="", true_cfg_scale=5.0, num_inference_steps=2, generator=noise(), output_type="pt")
+    by_place = pipeline("a red three", None, "", None, 5.0, 64, 64, 2, None, 3.5, 1, noise(), output_type="pt")
+    assert torch.equal(by_name.images, by_place.images)
+
+
 def test_training_sees_captions_as_the_pipeline_does(pipeline):
     captions = ["a red three", "a blue one above a pink four"]
     hidden, pooled, ids = encode_captions(pipeline, captions, torch.device("cpu"))

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from graftwork import Dataset, TensorSamples
+from graftwork import Dataset, InterfaceError, TensorSamples
 from graftwork_testbed.zoo.latents import EncodedLatents
 
 
@@ -54,3 +55,8 @@ def test_the_autoencoder_is_left_as_it_was(tiny_autoencoder):
     EncodedLatents(pictures(), tiny_autoencoder)["train"][0]
     assert tiny_autoencoder.training
     assert all(parameter.grad is None for parameter in tiny_autoencoder.parameters())
+
+
+def test_a_model_that_is_no_autoencoder_is_told():
+    with pytest.raises(InterfaceError, match=r"needs an autoencoder with `encode` and `config\.scaling_factor`.*Linear lacks one"):
+        EncodedLatents(pictures(), torch.nn.Linear(2, 2))

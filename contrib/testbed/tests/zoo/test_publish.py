@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from graftwork import GraftworkError
@@ -58,6 +59,23 @@ def test_a_pipeline_keeps_the_card_of_the_network_inside_and_the_plain_class(run
     target = publish(run, "scene-vit", "scene-flow", tmp_path / "zoo")
     assert (target / "vae" / "README.md").read_text() == "its own card"
     assert json.loads((target / "model_index.json").read_text()) == {"_class_name": "FluxPipeline"}
+
+
+def test_a_network_that_cannot_be_put_in_leaves_the_old_one_whole(run, tmp_path):
+    target = publish(run, "scene-vit", "scene-vit", tmp_path / "zoo")
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+    (run / "stages" / "scene-vit" / "model" / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(SafetensorError):
+        publish(run, "scene-vit", "scene-vit", tmp_path / "zoo")
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+
+
+def test_a_tokenizer_loses_its_white_space_and_nothing_else(run, tmp_path):
+    content = {"model": {"vocab": {"é": 0, "a b": 1}}}
+    (run / "stages" / "scene-vit" / "model" / "tokenizer.json").write_text(json.dumps(content, indent=2))
+    text = (publish(run, "scene-vit", "scene-vit", tmp_path / "zoo") / "tokenizer.json").read_text()
+    assert json.loads(text) == content
+    assert "\n" not in text
 
 
 def test_what_is_shipped_is_measured_anew(run, tmp_path):

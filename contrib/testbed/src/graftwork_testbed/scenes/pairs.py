@@ -12,6 +12,7 @@ from torch import Tensor
 
 from graftwork import Batch, DataError, Dataset, DatasetInfo, Samples
 from graftwork.errors import nearest
+from graftwork.kinds.dataset import fetch
 from graftwork_testbed.scenes.styles import PALETTE, VIEWS, View, render_view
 from graftwork_testbed.splits import Seed
 
@@ -125,9 +126,7 @@ class _Rendered:
 
     def _read(self, chosen: Any) -> dict[str, Any]:
         """The samples at `chosen`, collated, their pictures and masks as bytes."""
-        inner: Any = self.samples
-        indices = chosen.tolist()
-        batch = self.collate(inner.__getitems__(indices) if hasattr(inner, "__getitems__") else [inner[index] for index in indices])
+        batch = fetch(self.samples, chosen.tolist(), self.collate)
         images = batch["image"]
         if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] not in (1, 3):
             shapes = sorted({tuple(image.shape) for image in images})

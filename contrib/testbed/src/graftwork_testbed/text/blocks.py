@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
@@ -11,7 +11,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.data import Subset
 
-from graftwork import DataError, Dataset, DatasetInfo, Samples, TensorSamples
+from graftwork import Batch, DataError, Dataset, DatasetInfo, Samples, TensorSamples
+from graftwork.kinds.dataset import fetch
 from graftwork_testbed.text.tokenization import TokenizerLike, load_tokenizer
 
 __all__ = ["BlockSize", "TextBlocks", "Tokenized", "encode", "pack", "texts_of"]
@@ -76,7 +77,7 @@ class TextBlocks(Dataset):
 
     Args:
         data: its samples hold text.
-        tokenizer: a folder or Hugging Face id, "byte", "minilm"; in Python also a tokenizer of transformers.
+        tokenizer: a folder or Hugging Face id, "byte", "minilm", "zoo" or "captions"; in Python also a tokenizer of transformers.
         block_size: tokens in a block.
         remainder: whether the last tokens of a split, which fill no block, are dropped or padded.
         key: the sample key that holds the text.
@@ -118,7 +119,7 @@ class Tokenized(Dataset):
 
     Args:
         data: its samples hold text.
-        tokenizer: a folder or Hugging Face id, "byte", "minilm"; in Python also a tokenizer of transformers.
+        tokenizer: a folder or Hugging Face id, "byte", "minilm", "zoo" or "captions"; in Python also a tokenizer of transformers.
         max_length: tokens in a sample, special ones included.
         key: the sample key that holds the text.
         pair: the key of a second text, such as text_pair, encoded behind the first as one sequence.
@@ -153,7 +154,7 @@ class Tokenized(Dataset):
             added = {prefix + each: found[each] for each in wanted if each in found}
             if taken := sorted(added.keys() & data[name][0].keys()):
                 raise DataError(f'the samples of split "{name}" have {", ".join(taken)} already: give a prefix')
-            splits[name] = _with_columns(data[name], added)
+            splits[name] = _with_columns(data[name], added, data.collate)
         super().__init__(splits, data.info, data.collate)
 
     def batch_sampler(self, split: str, batch_size: int, generator: torch.Generator) -> Iterable[list[int]] | None:
@@ -181,8 +182,9 @@ def texts_of(data: Dataset, split: str, key: str = "text") -> list[str]:
 class _Beside:
     """Samples with more columns beside what they hold."""
 
-    def __init__(self, samples: Samples, added: Mapping[str, Tensor]):
-        self.samples, self.added = samples, added
+    def __init__(self, samples: Samples, added: Mapping[str, Tensor], collate: Callable[[Any], Batch]):
+        self.samples, self.added, self.collate = samples, added, collate
+        self.columns = {**getattr(samples, "columns", {}), **added}
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -190,8 +192,13 @@ class _Beside:
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {**self.samples[index], **{key: column[index] for key, column in self.added.items()}}
 
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """A batch of the samples at `indices`, collated."""
+        chosen = torch.as_tensor(indices)
+        return {**fetch(self.samples, indices, self.collate), **{key: column[chosen] for key, column in self.added.items()}}
 
-def _with_columns(samples: Any, added: Mapping[str, Tensor]) -> Samples:
+
+def _with_columns(samples: Any, added: Mapping[str, Tensor], collate: Callable[[Any], Batch]) -> Samples:
     if isinstance(samples, Subset) and isinstance(samples.dataset, TensorSamples):
         samples = samples.dataset.select(torch.as_tensor(samples.indices))
-    return TensorSamples(**samples.columns, **added) if isinstance(samples, TensorSamples) else _Beside(samples, added)
+    return TensorSamples(**samples.columns, **added) if isinstance(samples, TensorSamples) else _Beside(samples, added, collate)

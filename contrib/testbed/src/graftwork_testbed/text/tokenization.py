@@ -27,7 +27,7 @@ END_OF_TEXT = "<|endoftext|>"
 PADDING = "<|pad|>"
 
 TokenizerLike: TypeAlias = Annotated[Any, WithJsonSchema({"type": "string"})]
-"""A folder or Hugging Face id, "byte", "minilm" or "zoo"; in Python also a tokenizer of transformers."""
+"""A folder or Hugging Face id, "byte", "minilm", "zoo" or "captions"; in Python also a tokenizer of transformers."""
 
 
 def load_tokenizer(tokenizer: TokenizerLike) -> PreTrainedTokenizerBase:
@@ -35,7 +35,7 @@ def load_tokenizer(tokenizer: TokenizerLike) -> PreTrainedTokenizerBase:
 
     Args:
         tokenizer: a folder or Hugging Face id; "byte" for `byte_tokenizer`; "minilm" for that of the sentence encoder; "zoo" for that
-            of the zoo's language models; or a tokenizer of transformers.
+            of the zoo's language models; "captions" for that of scenes' captions; or a tokenizer of transformers.
 
     Raises:
         DataError: if there is none, or it has neither a padding token nor an end of text.
@@ -59,8 +59,11 @@ def _load_by_name(name: str) -> Any:
     if name == "byte":
         return byte_tokenizer()
     from graftwork_testbed.zoo.language import tokenizer_folder  # which reads the data sets that this module serves
+    from graftwork_testbed.zoo.tokenizers import clip_tokenizer
 
     automatic = need("transformers", "text").AutoTokenizer
+    if name == "captions":
+        return clip_tokenizer()
     known = {"minilm": minilm_folder, "zoo": tokenizer_folder}
     source = str(known[name]()) if name in known else name
     return load(source, lambda place: automatic.from_pretrained(place, trust_remote_code=False), "tokenizer", DataError)

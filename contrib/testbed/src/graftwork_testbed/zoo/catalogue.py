@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
 
-__all__ = ["CARDS", "PLACES", "VARIANTS", "Card"]
+__all__ = ["CARDS", "PLACES", "VARIANTS", "Card", "LanguageVariant", "SourceVariant"]
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,9 @@ CARDS: Mapping[str, Card] = {
         "StableDiffusionPipeline",
         "text-to-image",
         "zoo/scene-diffusion",
-        f"{SCENES}, weighted 5:3:1:1 towards few digits; latents of scene-autoencoder",
-        "It knows the captions of the grammar and no other words. With three and four digits it often mistakes a digit or its place.",
+        f"{SCENES}, weighted 5:3:1:1 towards few digits, then 8:2:1:1; latents of scene-autoencoder",
+        "It knows the captions of the grammar and no other words. It draws the colour it is asked for, and hardly ever the digit: it has "
+        "been trained too little.",
     ),
     "scene-autoencoder": Card(
         "Images of 64x64 pixels to latents of 8x8 with eight channels, and back: the AutoencoderKL of scene-diffusion and scene-flow.",
@@ -58,7 +60,8 @@ CARDS: Mapping[str, Card] = {
         "text-to-image",
         "zoo/scene-flow",
         f"{SCENES}, weighted 5:3:1:1 towards few digits; latents of scene-autoencoder",
-        "Ask the plain FluxPipeline for height=64, width=64, max_sequence_length=24; guide by true_cfg_scale and an empty negative prompt.",
+        "It draws the colour it is asked for and not the digit: it has been trained too little. Ask the plain FluxPipeline for height=64, "
+        "width=64, max_sequence_length=24; guide by true_cfg_scale and an empty negative prompt.",
     ),
     "scene-clip": Card(
         "Images and captions in one space of 96 dimensions: a CLIPModel.",
@@ -103,7 +106,7 @@ CARDS: Mapping[str, Card] = {
         "image-classification",
         "zoo/digit-source",
         "one domain of digit-domains, its training split of 1,168 digits",
-        "Each is good on its own domain, and worse on others: that is what the pool is for.",
+        "Each is best on its own domain and worse on others, and vit-photo is weak on its own: that is what a pool is for.",
     ),
     "tiny-lm": Card(
         "A GPT2LMHeadModel with a byte-pair tokenizer.",
@@ -153,21 +156,24 @@ CARDS: Mapping[str, Card] = {
 }
 """Name -> card."""
 
-VARIANTS: Mapping[str, tuple[str, ...]] = {
-    "digit-source": (
-        "resnet-clean",
-        "resnet-photo",
-        "resnet-inverted",
-        "resnet-rotated",
-        "resnet-noisy",
-        "resnet-edges",
-        "resnet-clean-1",
-        "vit-clean",
-        "vit-photo",
-        "vit-clean-1",
-    ),
-    "tiny-lm": ("base", "sft"),
-}
+SourceVariant: TypeAlias = Literal[
+    "resnet-clean",
+    "resnet-photo",
+    "resnet-inverted",
+    "resnet-rotated",
+    "resnet-noisy",
+    "resnet-edges",
+    "resnet-clean-1",
+    "vit-clean",
+    "vit-photo",
+    "vit-clean-1",
+]
+"""Architecture and domain of a `digit-source`; a number behind is another seed."""
+
+LanguageVariant: TypeAlias = Literal["base", "sft"]
+"""Of `tiny-lm`."""
+
+VARIANTS: Mapping[str, tuple[str, ...]] = {"digit-source": get_args(SourceVariant), "tiny-lm": get_args(LanguageVariant)}
 """Networks that come in several variants, each in a folder of its own."""
 
 PLACES: Mapping[str, str] = {"scene-autoencoder": "scene-diffusion/vae"}

@@ -1,20 +1,17 @@
-"""An untrained CLIP for scenes and their captions, and captions as its tokens."""
+"""An untrained CLIP for scenes and their captions."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
-from graftwork import Dataset, Samples
 from graftwork.builtin.dual_encoder import TransformersDualEncoder
 from graftwork.builtin.hub import need
 from graftwork.builtin.image_processor import ImagePreparation
 from graftwork_testbed.zoo.tokenizers import LENGTH, clip_tokenizer
 
-__all__ = ["CaptionTokens", "caption_clip"]
+__all__ = ["caption_clip"]
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -67,49 +64,3 @@ def caption_clip(
         "image_processor_type": "CLIPImageProcessor",
     }
     return TransformersDualEncoder.wrap(library.CLIPModel(config), tokenizer, ImagePreparation(settings, config))
-
-
-class _Tokenised:
-    """Samples with the tokens of their caption beside their own keys."""
-
-    def __init__(self, samples: Any, data: Dataset, tokens: dict[str, Tensor]):
-        self.samples, self.data, self.tokens = samples, data, tokens
-        self.columns = {**getattr(samples, "columns", {}), **tokens}
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {**self.samples[index], **{key: column[index] for key, column in self.tokens.items()}}
-
-    def __getitems__(self, indices: list[int]) -> dict[str, Any]:
-        """A batch of the samples at `indices`, collated."""
-        found = self.samples.__getitems__(indices) if hasattr(self.samples, "__getitems__") else [self.samples[i] for i in indices]
-        chosen = torch.as_tensor(indices)
-        return {**self.data.collate(found), **{key: column[chosen] for key, column in self.tokens.items()}}
-
-
-class CaptionTokens(Dataset):
-    """A data set of captioned scenes whose samples hold in addition `input_ids` and `attention_mask` (24,) of their `caption`.
-
-    Args:
-        data: samples hold `caption`.
-
-    Raises:
-        DataError: if they do not.
-        GraftworkError: if transformers is not installed.
-    """
-
-    def __init__(self, data: Dataset):
-        from graftwork import DataError
-
-        tokenizer, splits = clip_tokenizer(), {}
-        for name, samples in data.items():
-            captions = getattr(samples, "captions", None) or [samples[index].get("caption") for index in range(len(samples))]
-            if None in captions:
-                raise DataError(f'the samples of "{name}" have no caption: they have {", ".join(samples[0])}')
-            found = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
-            tokens = {"input_ids": found.input_ids, "attention_mask": found.attention_mask}
-            made: Samples = _Tokenised(samples, data, tokens)
-            splits[name] = made
-        super().__init__(splits, data.info, data.collate)

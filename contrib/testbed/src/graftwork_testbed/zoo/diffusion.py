@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from pydantic import Field
@@ -22,6 +22,7 @@ __all__ = ["Denoising", "caption_encoder", "diffusion_target", "drop_captions", 
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Prediction = Literal["epsilon", "v_prediction"]
 
 
 def caption_encoder(tokenizer: Any, width: int = 128, layers: int = 2, heads: int = 4) -> nn.Module:
@@ -59,10 +60,11 @@ def stable_diffusion(
     text_layers: Count = 2,
     sample_size: Count = 8,
     norm_num_groups: Count = 16,
+    prediction_type: Prediction = "epsilon",
 ) -> Any:
     """A real `diffusers.StableDiffusionPipeline` around a trained autoencoder, its U-Net and text encoder untrained.
 
-    It predicts noise, on Stable Diffusion's scaled-linear schedule of 1,000 steps, and samples by DDIM.
+    The schedule is Stable Diffusion's scaled-linear one of 1,000 steps; it samples by DDIM.
 
     Args:
         autoencoder: a `diffusers.AutoencoderKL`; it is not trained further.
@@ -73,11 +75,14 @@ def stable_diffusion(
         text_layers: of the text encoder.
         sample_size: side of the latents.
         norm_num_groups: of group norm; divides each number of channels.
+        prediction_type: what the U-Net predicts: the noise, or the velocity (Salimans & Ho, 2022, section 4 and appendix D).
 
     Raises:
-        ValueError: if the heads do not divide the widths.
+        ValueError: if the heads do not divide the widths, or the prediction type is another.
         GraftworkError: if diffusers or transformers is not installed.
     """
+    if prediction_type not in get_args(Prediction):
+        raise ValueError(f"prediction_type is one of {', '.join(get_args(Prediction))}; found {prediction_type!r}")
     for name, widths in (("block_out_channels", block_out_channels), ("text_width", [text_width])):
         if odd := [width for width in widths if width % attention_heads or (name != "text_width" and width % norm_num_groups)]:
             raise ValueError(f"attention_heads {attention_heads} and norm_num_groups {norm_num_groups} must divide {name}; found {odd}")
@@ -97,7 +102,13 @@ def stable_diffusion(
         norm_num_groups=norm_num_groups,
     )
     scheduler = library.DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=prediction_type,
     )
     pipeline = library.StableDiffusionPipeline(
         vae=autoencoder,

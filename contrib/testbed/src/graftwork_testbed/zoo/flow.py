@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -22,9 +23,6 @@ __all__ = ["FlowMatching", "flux", "short_prompt_pipeline"]
 SIDE = 64
 """Height and width of a picture that is asked for without a size."""
 
-POSITIONAL = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2", "true_cfg_scale", "height", "width", "num_inference_steps")
-"""The first parameters of a Flux pipeline's call, in order."""
-
 
 @functools.cache
 def short_prompt_pipeline() -> type:
@@ -37,13 +35,15 @@ def short_prompt_pipeline() -> type:
         GraftworkError: if diffusers is not installed.
     """
     library = need("diffusers", "diffusers")
+    signature = inspect.signature(library.FluxPipeline.__call__)
 
     class ShortPromptFluxPipeline(library.FluxPipeline):  # type: ignore[misc,name-defined]
         """A Flux pipeline whose prompts have 24 tokens and whose pictures 64 x 64 pixels by default."""
 
         @functools.wraps(library.FluxPipeline.__call__)
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            given = dict(zip(POSITIONAL, args, strict=False)) | kwargs
+            given = signature.bind_partial(self, *args, **kwargs).arguments
+            given.pop("self")
             return super().__call__(**{"height": SIDE, "width": SIDE, "max_sequence_length": LENGTH, **given})
 
     return ShortPromptFluxPipeline

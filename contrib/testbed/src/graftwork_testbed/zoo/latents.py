@@ -9,9 +9,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from graftwork import Batch, Dataset, Samples, fingerprint
+from graftwork import Batch, Dataset, InterfaceError, Samples, fingerprint
 from graftwork.interfaces import device_of
-from graftwork.kinds.dataset import to_device
+from graftwork.kinds.dataset import fetch
 from graftwork.kinds.evaluator import evaluating
 from graftwork_testbed.cache import cached
 
@@ -34,9 +34,7 @@ class _Encoded:
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:
         """A batch of the samples at `indices`, collated."""
-        inner: Any = self.samples
-        found = inner.__getitems__(indices) if hasattr(inner, "__getitems__") else [inner[index] for index in indices]
-        batch = {key: value for key, value in self.data.collate(found).items() if key != "image"}
+        batch = {key: value for key, value in fetch(self.samples, indices, self.data.collate).items() if key != "image"}
         chosen = torch.as_tensor(indices)
         return {**batch, **{key: column[chosen] for key, column in self.columns.items()}}
 
@@ -52,9 +50,7 @@ class _Encoded:
         scale = self.autoencoder.config.scaling_factor
         with evaluating(self.autoencoder):
             for indices in torch.arange(len(self)).split(self.batch_size):
-                inner: Any = self.samples
-                rows = inner.__getitems__(indices.tolist()) if hasattr(inner, "__getitems__") else [inner[i] for i in indices.tolist()]
-                images = to_device({"image": self.data.collate(rows)["image"]}, device)["image"]
+                images = fetch(self.samples, indices.tolist(), self.data.collate)["image"].to(device)
                 posterior = self.autoencoder.encode(2 * images - 1).latent_dist
                 found.append((scale * posterior.mean.cpu(), scale * posterior.std.cpu()))
         mean, std = (torch.cat(parts) for parts in zip(*found, strict=True))
@@ -71,14 +67,19 @@ class EncodedLatents(Dataset):
         data: the dataset; images in [0, 1].
         autoencoder: as diffusers has it: `encode(images in [-1, 1]).latent_dist`, and `config.scaling_factor`.
         batch_size: images that are encoded at once.
+
+    Raises:
+        InterfaceError: if the autoencoder has no `encode` or no scaling factor.
     """
 
     def __init__(self, data: Dataset, autoencoder: nn.Module, batch_size: Annotated[int, Field(ge=1)] = 64):
-        made = {
-            "data": data.fingerprint(),
-            "autoencoder": fingerprint(autoencoder),
-            "scale": getattr(autoencoder, "config", {}).get("scaling_factor"),
-        }
+        scale = getattr(getattr(autoencoder, "config", None), "scaling_factor", None)
+        if scale is None or not hasattr(autoencoder, "encode"):
+            raise InterfaceError(
+                f"encoded-latents needs an autoencoder with `encode` and `config.scaling_factor`, as diffusers' have; "
+                f"{type(autoencoder).__name__} lacks one"
+            )
+        made = {"data": data.fingerprint(), "autoencoder": fingerprint(autoencoder), "scale": scale}
         splits: dict[str, Samples] = {
             name: _Encoded(samples, data, autoencoder, batch_size, {**made, "split": name}) for name, samples in data.items()
         }

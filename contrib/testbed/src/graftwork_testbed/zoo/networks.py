@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from graftwork import GraftworkError
 from graftwork.builtin.dual_encoder import TransformersDualEncoder
-from graftwork.builtin.hub import diffusers_pipeline, load, need
+from graftwork.builtin.hub import Precision, diffusers_pipeline, load, need
 from graftwork.builtin.language_models import TransformersCausalLM
 from graftwork.builtin.segmenters import TransformersSegmenter
 from graftwork.builtin.sequence_classifiers import TransformersReward
 from graftwork.builtin.transformers_models import TransformersImageClassifier
 from graftwork.errors import nearest
-from graftwork_testbed.zoo.catalogue import CARDS, PLACES, VARIANTS
+from graftwork_testbed.zoo.catalogue import CARDS, PLACES, VARIANTS, LanguageVariant, SourceVariant
 
 __all__ = [
-    "Precision",
-    "SourceVariant",
     "digit_source",
     "folder",
     "formality_reward",
@@ -37,23 +35,6 @@ __all__ = [
     "sentiment_reward",
     "tiny_lm",
 ]
-
-Precision: TypeAlias = Literal["float32", "float16", "bfloat16"]
-"""Type of the weights in memory; on disk they are float16."""
-
-SourceVariant: TypeAlias = Literal[
-    "resnet-clean",
-    "resnet-photo",
-    "resnet-inverted",
-    "resnet-rotated",
-    "resnet-noisy",
-    "resnet-edges",
-    "resnet-clean-1",
-    "vit-clean",
-    "vit-photo",
-    "vit-clean-1",
-]
-"""Architecture and domain of a `digit-source`; a number behind is another seed."""
 
 
 def folder(name: str) -> Path:
@@ -160,7 +141,7 @@ def digit_source(variant: SourceVariant = "resnet-clean", dtype: Precision = "fl
     return TransformersImageClassifier(str(folder(f"digit-source/{variant}")), dtype=dtype)
 
 
-def tiny_lm(variant: Literal["base", "sft"] = "base", dtype: Precision = "float32") -> TransformersCausalLM:
+def tiny_lm(variant: LanguageVariant = "base", dtype: Precision = "float32") -> TransformersCausalLM:
     """A GPT-2 of a million parameters with its tokenizer, trained on CPython's help texts and the grammars of the test bed.
 
     Args:

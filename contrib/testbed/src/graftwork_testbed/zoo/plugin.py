@@ -44,7 +44,6 @@ def graftwork_datasets() -> Iterator[Component]:
     encoded = {**SCENES, **AUTOENCODER}
     yield Component("encoded-latents", f"{HERE}.latents:EncodedLatents", "Images encoded once by an autoencoder", LATENT, encoded)
     yield Component("text-corpus", f"{HERE}.language:text_corpus", "Help texts, docstrings and sentences of a grammar in one corpus")
-    yield Component("caption-tokens", f"{HERE}.clip:CaptionTokens", "Captions of scenes beside their tokens", None, SCENES)
 
 
 @hookimpl

@@ -46,32 +46,34 @@ def publish(run: Path, stage: str, name: str, into: Path = HERE) -> Path:
         raise GraftworkError(f"{source} holds no safetensors: stage {stage} of {run} trained no model, or did not finish")
     results, surroundings = _read(run / "results.json"), _read(run / "environment.json")
     target = into / PLACES.get(name, name)
-    cards = {card.relative_to(target): card.read_text() for card in target.glob("*/README.md")}  # of networks that lie inside
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(source, target)
-    for place, text in cards.items():
-        (target / place).write_text(text)
-    for weights in target.rglob("*.safetensors"):
+    beside = target.with_name(f"{target.name}.part")
+    shutil.rmtree(beside, ignore_errors=True)
+    shutil.copytree(source, beside)
+    for card in target.glob("*/README.md"):  # of networks that lie inside
+        shutil.copy(card, beside / card.relative_to(target))
+    for weights in beside.rglob("*.safetensors"):
         state = {key: value.half() if value.is_floating_point() else value for key, value in load_file(weights).items()}
         save_file({key: value.contiguous() for key, value in state.items()}, weights, metadata={"format": "pt"})
-    for settings in target.rglob("config.json"):
-        found = json.loads(settings.read_text())
-        changed = {**found, "dtype": "float16"} if "dtype" in found else found
-        if "_class_name" in found:
-            changed = {key: value for key, value in changed.items() if key != "_name_or_path"}
-        settings.write_text(json.dumps(changed, indent=2, sort_keys=True) + "\n")
-    _name_the_plain_class(target)
-    (target / "README.md").write_text(card_text(name, stage, results, surroundings))
+    for settings in beside.rglob("*.json"):
+        _tidy(settings, CARDS[name.partition("/")[0]].loader)
+    (beside / "README.md").write_text(card_text(name, stage, results, surroundings))
+    shutil.rmtree(target, ignore_errors=True)
+    beside.replace(target)
     return target
 
 
-def _name_the_plain_class(target: Path) -> None:
-    """Let diffusers load a pipeline that a subclass of ours saved."""
-    index = target / "model_index.json"
-    if index.exists():
-        found = json.loads(index.read_text())
-        found["_class_name"] = CARDS[target.name].loader
-        index.write_text(json.dumps({key: value for key, value in found.items() if key != "_name_or_path"}, indent=2) + "\n")
+def _tidy(path: Path, loader: str) -> None:
+    """A configuration that says float16, names no path and no class of ours; a tokenizer without its white space, half of its bytes."""
+    found = json.loads(path.read_text())
+    if path.name == "tokenizer.json":
+        path.write_text(json.dumps(found, ensure_ascii=False, separators=(",", ":")))
+        return
+    if path.name == "model_index.json":
+        found["_class_name"] = loader  # diffusers would not find a subclass of its own
+    if "dtype" in found:
+        found["dtype"] = "float16"
+    found.pop("_name_or_path", None)
+    path.write_text(json.dumps(found, indent=2) + "\n")
 
 
 def card_text(name: str, stage: str, results: dict[str, Any], surroundings: dict[str, Any]) -> str:

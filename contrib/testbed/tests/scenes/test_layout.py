@@ -50,6 +50,25 @@ def test_squares_lie_inside_the_frame_and_apart(n, scale):
     assert all(apart(*scene) for scene in zip(centres, sizes, strict=True))
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_without_spread_a_digit_stands_upright_in_the_centre(scale):
+    layout = draw_layout(50, Vocabulary(most=1, scale=scale, spread=0.0), np.random.default_rng(0))
+    assert (layout.centres[:, 0] == 0.5).all()
+    assert not layout.angles.any()
+    torch.testing.assert_close(layout.sizes[:, 0], torch.full((50,), scale * sum(SIZES[1]) / 2))
+
+
+def test_spread_draws_a_scene_towards_the_middle_one():
+    whole, half = (draw_layout(250, Vocabulary(most=1, spread=spread), np.random.default_rng(0)) for spread in (1.0, 0.5))
+    assert torch.equal(whole.digits, half.digits)
+    torch.testing.assert_close(half.centres[:, 0] - 0.5, (whole.centres[:, 0] - 0.5) / 2)
+    middle = sum(SIZES[1]) / 2
+    torch.testing.assert_close(half.sizes[:, 0] - middle, (whole.sizes[:, 0] - middle) / 2)
+    torch.testing.assert_close(half.angles, whole.angles / 2)
+    reach = (half.centres[:, 0] - 0.5).abs() + half.sizes[:, :1] / 2
+    assert reach.max() <= 0.5 + 1e-6
+
+
 def test_what_lies_beyond_a_scenes_count_is_zero():
     layout = draw_layout(200, Vocabulary(), np.random.default_rng(0))
     absent = torch.arange(MOST) >= layout.counts[:, None]

@@ -46,6 +46,27 @@ def test_training_moves_unet_and_text_encoder_and_leaves_the_autoencoder(pipelin
     assert not moved("vae")
 
 
+def test_at_a_text_rate_of_zero_the_text_encoder_stays(pipeline, latents):
+    before = {key: value.clone() for key, value in pipeline.text_encoder.state_dict().items()}
+    exported = Engine(pipeline, Denoising(text_rate=0.0), latents, TrainConfig(steps=2, batch_size=8), device="cpu").fit()
+    assert all(torch.equal(value, before[key]) for key, value in exported.text_encoder.state_dict().items())
+
+
+def test_the_text_encoder_has_a_learning_rate_of_its_own(pipeline, latents):
+    train = TrainConfig(steps=1, batch_size=8, optimizer={"use": "sgd", "lr": 0.2})
+    engine = Engine(pipeline, Denoising(text_rate=0.25), latents, train, device="cpu")
+    denoiser, words = engine.optimizers[""].param_groups
+    assert (denoiser["lr"], words["lr"]) == (0.2, 0.05)
+    assert words["params"][0] is next(pipeline.text_encoder.parameters())
+
+
+def test_a_velocity_is_predicted_where_that_is_asked_for(tiny_autoencoder):
+    pipeline = stable_diffusion(tiny_autoencoder, [16], attention_heads=2, text_width=16, norm_num_groups=8, prediction_type="v_prediction")
+    assert pipeline.scheduler.config.prediction_type == "v_prediction"
+    with pytest.raises(ValueError, match="prediction_type is one of epsilon, v_prediction; found 'sample'"):
+        stable_diffusion(tiny_autoencoder, [16], attention_heads=2, text_width=16, norm_num_groups=8, prediction_type="sample")
+
+
 def test_what_is_handed_on_is_the_moving_average(pipeline, latents):
     objective = Denoising(decay=0.5)
     weights = []
@@ -132,5 +153,7 @@ def test_emphasis_weighs_latents_under_the_mask():
     assert (weights[0, 0, 1, 1] / weights[0, 0, 0, 0]).item() == pytest.approx(6.0)
     assert (weights == weights.max()).sum() == 1
     assert Denoising().emphasised({}, torch.zeros(2, 4, 8, 8)).eq(1).all()
-    with pytest.raises(ValueError, match=r"emphasis is at least 1; found 0\.5"):
+    with pytest.raises(ValueError, match=r"emphasis is at least 1 .*; found 0\.5"):
         Denoising(emphasis=0.5)
+    with pytest.raises(ValueError, match=r"text_rate at least 0; found 1\.0 and -1"):
+        Denoising(text_rate=-1)

@@ -60,6 +60,7 @@ def digit_scenes(
     styles: Annotated[list[Look], Field(min_length=1)] | None = None,
     backgrounds: Literal["photos", "textures"] = "photos",
     scale: Annotated[float, Field(ge=0.5, le=1)] = 1.0,
+    spread: Annotated[float, Field(ge=0, le=1)] = 1.0,
     muting: Annotated[float, Field(ge=0, le=1)] = 0.5,
     frames: Annotated[int, Field(ge=1, le=64)] = 1,
     panorama: bool = False,
@@ -106,6 +107,8 @@ def digit_scenes(
         backgrounds: patches of nine photographs, of which train, val and test have different ones; or of the six surfaces of
             `textures`, each in every split, from regions apart, in scenes of at most 77 pixels; captions then name the surface.
         scale: factor on the digits' sizes.
+        spread: how far a single digit's place, size and angle depart from the middle ones; at 0 it stands upright in the centre, as an
+            easy start for what is trained from nothing. Below 1 it needs `max_digits` 1.
         muting: how far backgrounds are pulled to a dark grey, so that the digits stand out; 0 leaves them as they are.
         frames: T of a clip.
         panorama: whether the scene is drawn all around.
@@ -122,12 +125,13 @@ def digit_scenes(
     hues = tuple(COLOURS) if colours is None else tuple(colours)
     looks = ("photo",) if styles is None else tuple(styles)
     _check_names(chosen, hues, looks)
-    _check_numbers(size, min_digits, max_digits, scale, muting, frames, seed)
+    _check_numbers(size, min_digits, max_digits, scale, spread, muting, frames, seed)
     _check_choices(label, backgrounds, size, frames, panorama)
     _check_digits_fit(size * (SHRINK if panorama else 1) * scale, max_digits, size)
     _check_counts(train, val, test)
     _check_weights(weights, min_digits, max_digits)
-    vocabulary = Vocabulary(chosen, tuple(list(COLOURS).index(hue) for hue in hues), min_digits, max_digits, scale, tuple(weights or ()))
+    numbers = tuple(list(COLOURS).index(hue) for hue in hues)
+    vocabulary = Vocabulary(chosen, numbers, min_digits, max_digits, scale, tuple(weights or ()), spread)
     recipe = Recipe(size, vocabulary, backgrounds, muting, frames, panorama, seed)
     named = background_names(backgrounds)
     splits = {}
@@ -238,13 +242,15 @@ def _check_names(classes: Sequence[int], hues: Sequence[str], looks: Sequence[st
                 raise DataError(f'no {what} "{name}"{nearest(name, known)}; there are {", ".join(known)}')
 
 
-def _check_numbers(size: int, least: int, most: int, scale: float, muting: float, frames: int, seed: int) -> None:
+def _check_numbers(size: int, least: int, most: int, scale: float, spread: float, muting: float, frames: int, seed: int) -> None:
     if not 1 <= least <= most <= MOST:
         raise ValueError(f"min_digits and max_digits must be 1 to {MOST}, in order; found {least} and {most}")
-    ranges = (("size", size, LEAST_SIZE, 256), ("scale", scale, 0.5, 1), ("muting", muting, 0, 1), ("frames", frames, 1, 64))
-    for name, value, low, high in ranges:
+    shares = (("scale", scale, 0.5, 1), ("spread", spread, 0, 1), ("muting", muting, 0, 1))
+    for name, value, low, high in (("size", size, LEAST_SIZE, 256), *shares, ("frames", frames, 1, 64)):
         if not low <= value <= high:
             raise ValueError(f"{name} must be {low} to {high}; found {value}")
+    if spread < 1 and most > 1:
+        raise ValueError(f"spread below 1 keeps digits near the centre, where one has room: set max_digits to 1; found {spread} and {most}")
     if seed < 0:
         raise ValueError(f"the seed must not be negative; found {seed}")
 

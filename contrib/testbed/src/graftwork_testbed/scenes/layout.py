@@ -41,6 +41,7 @@ class Vocabulary:
         most: most digits in a scene, at most 4.
         scale: factor on the digits' sizes.
         weights: how often each count from `least` to `most` occurs, relative to the others; () for equally often.
+        spread: how far places, sizes and angles depart from the middle ones, 0 to 1; below 1 scenes have one digit.
     """
 
     classes: tuple[int, ...] = tuple(range(10))
@@ -49,6 +50,7 @@ class Vocabulary:
     most: int = MOST
     scale: float = 1.0
     weights: tuple[float, ...] = ()
+    spread: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,11 @@ def draw_layout(count: int, vocabulary: Vocabulary, generator: np.random.Generat
     low, high = (np.array([0.0, *(SIZES[n][end] for n in range(1, MOST + 1))])[counts][:, None] for end in (0, 1))
     sizes = vocabulary.scale * generator.uniform(low, high, (count, MOST)) * present
     centres = _place(sizes, present, generator)
-    angles = generator.uniform(-turn, turn, (count, MOST))
+    angles = vocabulary.spread * generator.uniform(-turn, turn, (count, MOST))
+    if vocabulary.spread < 1:
+        centres = 0.5 + vocabulary.spread * (centres - 0.5)
+        middle = vocabulary.scale * (low + high) / 2
+        sizes = middle + vocabulary.spread * (sizes - middle)
     kept = [torch.from_numpy(np.where(present, values, 0)) for values in (digits, colours, sizes, angles)]
     return Layout(
         torch.from_numpy(counts), kept[0], kept[1], torch.from_numpy(centres * present[..., None]).float(), kept[2].float(), kept[3].float()

@@ -9,6 +9,7 @@ from pydantic import Field
 from graftwork.builtin.dual_encoder import TransformersDualEncoder
 from graftwork.builtin.hub import need
 from graftwork.builtin.image_processor import ImagePreparation
+from graftwork_testbed.zoo.captions import spread_words
 from graftwork_testbed.zoo.tokenizers import LENGTH, clip_tokenizer
 
 __all__ = ["caption_clip"]
@@ -63,4 +64,6 @@ def caption_clip(
         "resample": 2,
         "image_processor_type": "CLIPImageProcessor",
     }
-    return TransformersDualEncoder.wrap(library.CLIPModel(config), tokenizer, ImagePreparation(settings, config))
+    model = library.CLIPModel(config)
+    spread_words(model)
+    return TransformersDualEncoder.wrap(model, tokenizer, ImagePreparation(settings, config))

@@ -16,39 +16,14 @@ from graftwork.builtin.hub import need
 from graftwork.interfaces import DiffusionPipeline
 from graftwork.kinds.objective import MakeOptimizer
 from graftwork_testbed.zoo.averaging import Averages
-from graftwork_testbed.zoo.tokenizers import LENGTH, clip_tokenizer
+from graftwork_testbed.zoo.captions import caption_encoder
+from graftwork_testbed.zoo.tokenizers import clip_tokenizer
 
-__all__ = ["Denoising", "caption_encoder", "diffusion_target", "drop_captions", "stable_diffusion"]
+__all__ = ["Denoising", "diffusion_target", "drop_captions", "stable_diffusion"]
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Prediction = Literal["epsilon", "v_prediction"]
-
-
-def caption_encoder(tokenizer: Any, width: int = 128, layers: int = 2, heads: int = 4) -> nn.Module:
-    """An untrained `transformers.CLIPTextModel` for a CLIP tokenizer of captions.
-
-    Args:
-        tokenizer: whose vocabulary and special tokens it takes.
-        width: of the hidden states.
-        layers: of the transformer.
-        heads: of attention; divides the width.
-    """
-    library = need("transformers", "transformers")
-    config = library.CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=3 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        max_position_embeddings=LENGTH,
-        projection_dim=width,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model: nn.Module = library.CLIPTextModel(config)
-    return model
 
 
 def stable_diffusion(
@@ -172,11 +147,14 @@ class Denoising(Objective):
         min_snr_gamma: bound on the signal-to-noise ratio; None weights all timesteps alike.
         decay: of the moving averages.
         emphasis: how many times more a latent under the `mask` counts than one elsewhere; above 1 the samples need a `mask`.
+        text_rate: factor on the learning rate of the text encoders; at 0 they stay as they are. What of a caption explains most of
+            a picture (colour) is learned first, and an encoder that follows fast comes to tell nothing else apart.
     """
 
     keys = {"train": ("latents", "latent_std", "caption")}
     needs = DiffusionPipeline
-    trained = ("unet", "text_encoder")
+    denoiser = "unet"
+    text_encoders = ("text_encoder",)
 
     def __init__(
         self,
@@ -184,32 +162,42 @@ class Denoising(Objective):
         min_snr_gamma: Annotated[float, Field(gt=0)] | None = None,
         decay: Annotated[float, Field(ge=0, lt=1)] = 0.999,
         emphasis: Annotated[float, Field(ge=1)] = 1.0,
+        text_rate: Annotated[float, Field(ge=0)] = 1.0,
     ):
         super().__init__()
-        if emphasis < 1:
-            raise ValueError(f"emphasis is at least 1; found {emphasis}")
+        if emphasis < 1 or text_rate < 0:
+            raise ValueError(f"emphasis is at least 1 and text_rate at least 0; found {emphasis} and {text_rate}")
         if not 0 <= caption_dropout <= 1 or not 0 <= decay < 1 or (min_snr_gamma is not None and min_snr_gamma <= 0):
             raise ValueError(
                 f"caption_dropout is in [0, 1], decay in [0, 1), min_snr_gamma above 0; found {caption_dropout}, {decay}, {min_snr_gamma}"
             )
         self.caption_dropout, self.min_snr_gamma, self.decay, self.emphasis = caption_dropout, min_snr_gamma, decay, emphasis
+        self.text_rate = text_rate
         if emphasis > 1:
             self.keys = {"train": (*self.keys["train"], "mask")}
 
     def networks(self, model: Any) -> dict[str, nn.Module]:
         """What is trained, by its name in the pipeline."""
-        return {name: getattr(model, name) for name in self.trained}
+        names = (self.denoiser, *(self.text_encoders if self.text_rate else ()))
+        return {name: getattr(model, name) for name in names}
 
     def setup(self, model: Any, data: Dataset) -> None:
         """Freeze what is not trained, and begin the averages."""
+        trained = self.networks(model)
         for name, component in model.components.items():
             if isinstance(component, nn.Module):
-                component.requires_grad_(name in self.trained)
-        self.averages = Averages(self.networks(model), self.decay)
+                component.requires_grad_(name in trained)
+        self.averages = Averages(trained, self.decay)
 
     def optimizers(self, model: Any, make: MakeOptimizer) -> Optimizer:
-        """One over the trained networks."""
-        return make([{"params": list(network.parameters())} for network in self.networks(model).values()])
+        """One over the trained networks, the text encoders at a rate of their own."""
+        rates = {self.denoiser: make.lr}
+        return make(
+            [
+                {"params": list(network.parameters()), "lr": rates.get(name, self.text_rate * make.lr)}
+                for name, network in self.networks(model).items()
+            ]
+        )
 
     def forward(self, model: Any, batches: Mapping[str, Batch], progress: float) -> Loss:
         """The weighted squared error, and the plain one."""

@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from graftwork import Batch, Loss
 from graftwork.builtin.hub import need
-from graftwork_testbed.zoo.diffusion import Count, Denoising, Share, caption_encoder, draw_latents, drop_captions
+from graftwork_testbed.zoo.captions import caption_encoder
+from graftwork_testbed.zoo.diffusion import Count, Denoising, Share, draw_latents, drop_captions
 from graftwork_testbed.zoo.tokenizers import LENGTH, clip_tokenizer, t5_tokenizer
 
 __all__ = ["FlowMatching", "flux", "short_prompt_pipeline"]
@@ -129,9 +130,11 @@ class FlowMatching(Denoising):
         times: how t is drawn: uniform, or the logistic function of a standard normal (Esser et al., 2024, section 3.1).
         decay: of the moving averages.
         emphasis: how many times more a latent under the `mask` counts than one elsewhere; above 1 the samples need a `mask`.
+        text_rate: factor on the learning rate of the text encoders; at 0 they stay as they are.
     """
 
-    trained = ("transformer", "text_encoder", "text_encoder_2")
+    denoiser = "transformer"
+    text_encoders = ("text_encoder", "text_encoder_2")
 
     def __init__(
         self,
@@ -139,8 +142,9 @@ class FlowMatching(Denoising):
         times: Literal["uniform", "logit-normal"] = "logit-normal",
         decay: Annotated[float, Field(ge=0, lt=1)] = 0.999,
         emphasis: Annotated[float, Field(ge=1)] = 1.0,
+        text_rate: Annotated[float, Field(ge=0)] = 1.0,
     ):
-        super().__init__(caption_dropout, None, decay, emphasis)
+        super().__init__(caption_dropout, None, decay, emphasis, text_rate)
         if times not in ("uniform", "logit-normal"):
             raise ValueError(f'times is "uniform" or "logit-normal"; found {times!r}')
         self.times = times

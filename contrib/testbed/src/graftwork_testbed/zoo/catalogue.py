@@ -33,14 +33,15 @@ class Card:
 
 
 SCENES = "digit-scenes (real handwritten digits, coloured, on photographs), its training split"
+EASY_TO_HARD = "one digit in the centre of a dark ground, then anywhere on it, then scenes, weighted 8:2:1:1 towards few digits"
 CARDS: Mapping[str, Card] = {
     "scene-diffusion": Card(
-        "Text to image at 64x64: AutoencoderKL, UNet2DConditionModel that predicts noise, CLIPTextModel; 10 % of the captions dropped.",
+        "Text to image at 64x64: AutoencoderKL, UNet2DConditionModel that predicts the velocity, CLIPTextModel; 10 % of captions dropped.",
         "diffusers",
         "StableDiffusionPipeline",
         "text-to-image",
         "zoo/scene-diffusion",
-        f"{SCENES}, weighted 5:3:1:1 towards few digits, then 8:2:1:1; latents of scene-autoencoder",
+        f"{SCENES}: {EASY_TO_HARD}; latents of scene-autoencoder",
         "It knows the captions of the grammar and no other words. It draws the colour it is asked for, and hardly ever the digit: it has "
         "been trained too little.",
     ),
@@ -59,7 +60,7 @@ CARDS: Mapping[str, Card] = {
         "FluxPipeline",
         "text-to-image",
         "zoo/scene-flow",
-        f"{SCENES}, weighted 5:3:1:1 towards few digits; latents of scene-autoencoder",
+        f"{SCENES}: {EASY_TO_HARD}; latents of scene-autoencoder",
         "It draws the colour it is asked for and not the digit: it has been trained too little. Ask the plain FluxPipeline for height=64, "
         "width=64, max_sequence_length=24; guide by true_cfg_scale and an empty negative prompt.",
     ),

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import graftwork as gw
-from graftwork.kinds.evaluator import evaluating
+from graftwork.kinds.evaluator import evaluating, split_batches
 from graftwork.training import OptimizerSpec, ScheduleSpec, make_schedule
 
 
@@ -323,6 +323,39 @@ def test_logged_figures_are_means_since_the_last_row() -> None:
     assert [step for step, _ in rows] == [2, 4, 5]
     assert rows[1][1]["loss"] == pytest.approx(sum(losses[2:4]) / 2, rel=1e-5)
     assert rows[1][1]["twice"] == pytest.approx(sum(losses[2:4]), rel=1e-5)
+
+
+def test_a_figure_that_is_given_now_and_then_is_a_mean_over_where_it_was_given() -> None:
+    rows: list[dict[str, float]] = []
+
+    class Watching(Fit):
+        calls = 0
+
+        def forward(self, model, batches, progress):
+            self.calls += 1
+            loss = super().forward(model, batches, progress)
+            return gw.Loss(loss.total, {"rare": torch.tensor(3.0)} if self.calls == 2 else {})
+
+    settings = gw.TrainConfig(steps=4, batch_size=16, log_every=4)
+    gw.Engine(net(), Watching(), data(), settings, device="cpu", log=lambda step, row: rows.append(row)).fit()
+    assert rows[0]["rare"] == 3.0
+
+
+def test_an_objective_may_have_no_optimiser_at_all() -> None:
+    class Counting(OwnLoop):
+        def optimizers(self, model, make):
+            return {}
+
+    engine = train(Counting())
+    assert engine.optimizers == {}
+    assert (engine.model.head.weight == 7).all()
+
+
+def test_measuring_leaves_the_stream_that_training_draws_from() -> None:
+    model, samples = net(), data()
+    before = torch.get_rng_state()
+    assert len(list(split_batches(samples, "val", model, batch_size=16))) == 4
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 class Composed(gw.Dataset):

@@ -149,7 +149,8 @@ class Engine:
         self.steps_done, self.total_steps = 0, 0
         self.history: list[tuple[int, float]] = []
         self._figures: dict[str, Tensor] = {}
-        self._counted, self._stop = 0, False
+        self._counts: dict[str, int] = {}
+        self._stop = False
         self._best_value, self._unimproved = -math.inf, 0
         self.accelerator = _accelerator(train, device)
         self._splits = self._check_feeds()
@@ -159,7 +160,8 @@ class Engine:
         make = OptimizerFactory(train.optimizer)
         made = objective.optimizers(model, make)
         named: dict[str, Optimizer] = dict(made) if isinstance(made, Mapping) else {"": made}
-        self.wrapped, *prepared = self.accelerator.prepare(self.joined, *named.values())
+        wrapped = self.accelerator.prepare(self.joined, *named.values())
+        self.wrapped, *prepared = wrapped if named else (wrapped,)
         self.optimizers = dict(zip(named, prepared, strict=True))
         self._loaders = {feed: self._loader(index, feed, split) for index, (feed, split) in enumerate(self._splits.items())}
         longest = max((len(loader) for loader in self._loaders.values()), default=1)
@@ -242,11 +244,11 @@ class Engine:
                 self._schedules[name].step()
 
     def record(self, loss: Loss) -> None:
-        """Add a loss and its parts to the figures that are logged as means every `train.log_every` steps."""
+        """Add a loss and its parts to the figures that are logged every `train.log_every` steps, each as a mean over where it was given."""
         for name, value in {"loss": loss.total, **loss.parts}.items():
             held = self._figures.get(name)
             self._figures[name] = value.detach().float() if held is None else held + value.detach()
-        self._counted += 1
+            self._counts[name] = self._counts.get(name, 0) + 1
 
     # -- inside ----------------------------------------------------------------------------------------------------------------
 
@@ -310,14 +312,15 @@ class Engine:
 
     def _flush(self) -> None:
         """Hand the means since the last row to the log: the one place where training waits for the device."""
-        if not self._counted:
+        if not self._figures:
             return
-        means = (torch.stack(list(self._figures.values())) / self._counted).tolist()
-        self._shown = dict(zip(self._figures, means, strict=True))
-        rate = next(iter(self.optimizers.values())).param_groups[0]["lr"]
-        self._figures, self._counted = {}, 0
+        sums = torch.stack(list(self._figures.values())).tolist()
+        self._shown = {name: value / self._counts[name] for name, value in zip(self._figures, sums, strict=True)}
+        first = next(iter(self.optimizers.values()), None)
+        rates = {} if first is None else {"lr": first.param_groups[0]["lr"]}
+        self._figures, self._counts = {}, {}
         if self._log is not None:
-            self._log(self.steps_done, {**self._shown, "lr": rate})
+            self._log(self.steps_done, {**self._shown, **rates})
 
     def _validate(self) -> None:
         """Measure on the validation split, keep the weights if they are the best, stop when patience has run out."""

@@ -11,7 +11,7 @@ from torch.utils.data import Subset
 import graftwork as gw
 from graftwork.builtin.networks import MLP
 from graftwork.builtin.objectives import CrossEntropy
-from graftwork.builtin.wrappers import BalancedBatches, ClassBalancedBatches, FewShotSubset, labels_of
+from graftwork.builtin.wrappers import BalancedBatches, ClassBalancedBatches, FewShotSubset, JoinedSplits, labels_of
 from graftwork.engine import Engine
 from graftwork.training import TrainConfig
 
@@ -149,3 +149,33 @@ def test_class_balanced_batches_refuses_what_cannot_be() -> None:
         ClassBalancedBatches(data(), classes=4, instances=2).batch_sampler("train", 8, torch.Generator())
     with pytest.raises(gw.ConfigError, match="needs at least 2 instances per class; found 1"):
         gw.dataset("class-balanced-batches", data=data(), instances=1)
+
+
+def test_a_joined_split_holds_the_samples_of_its_parts() -> None:
+    inner = data()
+    joined = gw.dataset("joined-splits", data=inner, splits={"both": ["train", "test"]})
+    assert list(joined) == ["train", "test", "both"]
+    assert len(joined["both"]) == 24
+    assert torch.equal(joined["both"][19]["features"], inner["test"][0]["features"])
+    assert labels_of(joined["both"]).tolist() == [*labels_of(inner["train"]).tolist(), *labels_of(inner["test"]).tolist()]
+    assert joined.batch_sampler("both", 4, torch.Generator()) is None
+    assert joined.info == inner.info
+
+
+def test_a_joined_dataset_samples_and_refreshes_as_the_one_inside() -> None:
+    inner = Refreshed({"train": data()["train"]})
+    joined = JoinedSplits(inner, {"twice": ["train", "train"]})
+    assert joined.batch_sampler("train", 4, torch.Generator()) == inner.batch_sampler("train", 4, torch.Generator())
+
+
+@pytest.mark.parametrize(
+    ("splits", "message"),
+    [
+        ({"both": ["train", "tset"]}, r'no split "tset" \(did you mean "test"\?\)'),
+        ({"train": ["test"]}, 'the dataset has a split "train" already'),
+        ({"none": []}, 'split "none" is made of no split'),
+    ],
+)
+def test_joins_that_cannot_be_are_named(splits: dict[str, list[str]], message: str) -> None:
+    with pytest.raises(gw.DataError, match=message):
+        JoinedSplits(data(), splits)

@@ -97,6 +97,8 @@ def graftwork_datasets() -> Iterator[Component]:
     yield Component("image-folder", f"{HERE}.datasets:ImageFolder", "Images in one folder a class", example={"root": "images"})
     yield Component("huggingface-dataset", rows, "A dataset from the Hub or a folder", example=mnist)
     yield Component("few-shot-subset", f"{HERE}.wrappers:FewShotSubset", "A few training samples of each class", example=FOLDER)
+    joined = {"data": FOLDER["data"], "splits": {"all": ["train"]}}
+    yield Component("joined-splits", f"{HERE}.wrappers:JoinedSplits", "Several splits of a dataset as one more", example=joined)
     yield Component("class-balanced-batches", f"{HERE}.wrappers:ClassBalancedBatches", "Batches of P classes x K", BALANCED, FOLDER)
 
 

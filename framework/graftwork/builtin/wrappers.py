@@ -1,4 +1,4 @@
-"""Wrappers that choose samples by their labels: a few of each class, or batches in which the classes are balanced."""
+"""Wrappers: a few samples of each class, batches in which the classes are balanced, several splits as one."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.utils.data import Subset
+from torch.utils.data import ConcatDataset, Subset
 
 from graftwork.errors import DataError
 from graftwork.kinds.dataset import Dataset, Samples, Split
 
-__all__ = ["BalancedBatches", "ClassBalancedBatches", "FewShotSubset", "labels_of"]
+__all__ = ["BalancedBatches", "ClassBalancedBatches", "FewShotSubset", "JoinedSplits", "labels_of"]
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -26,6 +26,8 @@ def labels_of(samples: Any) -> Tensor:
     """
     if isinstance(samples, Subset):
         return labels_of(samples.dataset)[torch.as_tensor(samples.indices)]
+    if isinstance(samples, ConcatDataset):
+        return torch.cat([labels_of(part) for part in samples.datasets])
     if "label" in getattr(samples, "columns", {}):
         return torch.as_tensor(samples.columns["label"])
     if not len(samples) or "label" not in samples[0]:
@@ -136,3 +138,30 @@ class ClassBalancedBatches(_Wrapper):
     def batch_sampler(self, split: str, batch_size: int, generator: torch.Generator) -> Iterable[list[int]]:
         """Balanced batches of a split; DataError if it has no labels, or fewer than P classes."""
         return BalancedBatches(labels_of(self[split]), self.classes, self.instances, generator)
+
+
+class JoinedSplits(_Wrapper):
+    """A dataset with further splits, each the samples of several of its own, one after the other.
+
+    A metric on one, such as accuracy, is then the mean over domains, weighted by their sizes.
+
+    Args:
+        data: the dataset.
+        splits: new split -> splits of `data` that make it up, such as {shifted/test: [photo/test, noisy/test]}.
+
+    Raises:
+        DataError: if a split is missing, a new name is taken, or a new split is made of nothing.
+    """
+
+    def __init__(self, data: Dataset, splits: dict[str, list[str]]):
+        for name, parts in splits.items():
+            if name in data:
+                raise DataError(f'the dataset has a split "{name}" already: give the joined one another name')
+            if not parts:
+                raise DataError(f'split "{name}" is made of no split')
+        joined: dict[str, Any] = {name: ConcatDataset([data[part] for part in parts]) for name, parts in splits.items()}  # type: ignore[misc]
+        super().__init__(data, **joined)
+
+    def batch_sampler(self, split: str, batch_size: int, generator: torch.Generator) -> Iterable[list[int]] | None:
+        """The inner dataset's, for its own splits; a joined one is shuffled."""
+        return super().batch_sampler(split, batch_size, generator) if split in self.data else None

@@ -13,9 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from safetensors.torch import load_file, save_file
 
 from graftwork import GraftworkError
+from graftwork.assembly import stages_behind
 from graftwork_testbed.zoo.catalogue import CARDS, PLACES, VARIANTS
 
 __all__ = ["card_text", "main", "measure", "publish"]
@@ -45,6 +47,8 @@ def publish(run: Path, stage: str, name: str, into: Path = HERE) -> Path:
     if not any(source.rglob("*.safetensors")):
         raise GraftworkError(f"{source} holds no safetensors: stage {stage} of {run} trained no model, or did not finish")
     results, surroundings = _read(run / "results.json"), _read(run / "environment.json")
+    stages = yaml.safe_load((run / "pipeline.yaml").read_text())["stages"]
+    seconds = sum(results["seconds"].get(one, 0.0) for one in {stage, *stages_behind(stages, stage)})
     target = into / PLACES.get(name, name)
     beside = target.with_name(f"{target.name}.part")
     shutil.rmtree(beside, ignore_errors=True)
@@ -56,7 +60,7 @@ def publish(run: Path, stage: str, name: str, into: Path = HERE) -> Path:
         save_file({key: value.contiguous() for key, value in state.items()}, weights, metadata={"format": "pt"})
     for settings in beside.rglob("*.json"):
         _tidy(settings, CARDS[name.partition("/")[0]].loader)
-    (beside / "README.md").write_text(card_text(name, stage, results, surroundings))
+    (beside / "README.md").write_text(card_text(name, stage, seconds, results, surroundings))
     shutil.rmtree(target, ignore_errors=True)
     beside.replace(target)
     return target
@@ -76,12 +80,13 @@ def _tidy(path: Path, loader: str) -> None:
     path.write_text(json.dumps(found, indent=2) + "\n")
 
 
-def card_text(name: str, stage: str, results: dict[str, Any], surroundings: dict[str, Any]) -> str:
+def card_text(name: str, stage: str, seconds: float, results: dict[str, Any], surroundings: dict[str, Any]) -> str:
     """A model card in the format of the Hugging Face Hub.
 
     Args:
         name: in the zoo.
         stage: of the run.
+        seconds: that it took, with the stages behind it.
         results: a run's results.json.
         surroundings: a run's environment.json.
     """
@@ -117,7 +122,7 @@ same = {loader}.from_pretrained(folder("{name}"))
 | --- | --- |
 | data | {card.data} |
 | recipe | `{card.recipe}`, stage `{stage}`, seed {results["seed"]} |
-| time | {results["seconds"].get(stage, 0) / 60:.0f} min, on a shared machine ({machine}) |
+| time | {seconds / 60:.0f} min, on a shared machine ({machine}) |
 | versions | {versions} |
 
 Weights are float16 in safetensors; they were trained in float32.

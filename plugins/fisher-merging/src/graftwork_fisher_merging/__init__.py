@@ -1,0 +1,8 @@
+"""Fisher-weighted averaging of models (Matena and Raffel, 2022), for graftwork and on its own.
+
+Importing this imports no torch: every public name is loaded on first use.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import graftwork as gw
-from graftwork.kinds.evaluator import evaluating, split_batches
+from graftwork.kinds.evaluator import evaluating
 from graftwork.training import OptimizerSpec, ScheduleSpec, make_schedule
 
 
@@ -349,13 +349,6 @@ def test_an_objective_may_have_no_optimiser_at_all() -> None:
     engine = train(Counting())
     assert engine.optimizers == {}
     assert (engine.model.head.weight == 7).all()
-
-
-def test_measuring_leaves_the_stream_that_training_draws_from() -> None:
-    model, samples = net(), data()
-    before = torch.get_rng_state()
-    assert len(list(split_batches(samples, "val", model, batch_size=16))) == 4
-    assert torch.equal(torch.get_rng_state(), before)
 
 
 class Composed(gw.Dataset):

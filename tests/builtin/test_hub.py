@@ -341,7 +341,7 @@ def test_the_builtin_components_are_listed_without_torch_and_all_load() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     registry = gw.installed()
     builtin = [one for one in registry if one.plugin == "builtin"]
-    assert len(builtin) == 33
+    assert len(builtin) == 34
     for one in builtin:
         undescribed = [name for name, parameter in config.parameters(one.load()).items() if not parameter.description]
         assert not undescribed, one.name

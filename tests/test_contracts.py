@@ -53,6 +53,14 @@ def test_an_unknown_split_names_the_nearest() -> None:
         data["trian"]
 
 
+def test_measuring_leaves_the_stream_that_training_draws_from() -> None:
+    data = gw.Dataset({"train": gw.TensorSamples(features=torch.zeros(8, 2))})
+    model = nn.Linear(2, 1)
+    before = torch.get_rng_state()
+    assert len(list(split_batches(data, "train", model, batch_size=4))) == 2
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_fingerprint_changes_with_the_data() -> None:
     def of(value: float) -> str:
         return gw.Dataset({"train": gw.TensorSamples(features=torch.full((20, 2), value))}).fingerprint()

@@ -8,7 +8,6 @@ from torch import nn
 
 import graftwork as gw
 from graftwork.kinds.evaluator import evaluating
-from graftwork.training import OptimizerSpec, ScheduleSpec, make_schedule
 
 
 class Net(nn.Module):
@@ -329,12 +328,9 @@ def test_a_figure_that_is_given_now_and_then_is_a_mean_over_where_it_was_given()
     rows: list[dict[str, float]] = []
 
     class Watching(Fit):
-        calls = 0
-
         def forward(self, model, batches, progress):
-            self.calls += 1
             loss = super().forward(model, batches, progress)
-            return gw.Loss(loss.total, {"rare": torch.tensor(3.0)} if self.calls == 2 else {})
+            return gw.Loss(loss.total, {"rare": torch.tensor(3.0)} if progress == 0.25 else {})
 
     settings = gw.TrainConfig(steps=4, batch_size=16, log_every=4)
     gw.Engine(net(), Watching(), data(), settings, device="cpu", log=lambda step, row: rows.append(row)).fit()
@@ -347,7 +343,7 @@ def test_an_objective_may_have_no_optimiser_at_all() -> None:
             return {}
 
     engine = train(Counting())
-    assert engine.optimizers == {}
+    assert not engine.optimizers
     assert (engine.model.head.weight == 7).all()
 
 
@@ -392,29 +388,6 @@ def test_what_cannot_train_says_why() -> None:
     frozen = net().requires_grad_(False)
     with pytest.raises(gw.ConfigError, match="nothing to train"):
         train(Fit(), frozen)
-
-
-@pytest.mark.parametrize(
-    ("spec", "expected"),
-    [
-        ({"use": "constant"}, [1, 1, 1, 1, 1]),
-        ({"use": "cosine"}, [1, 0.8535533906, 0.5, 0.1464466094, 0]),
-        ({"use": "linear", "final": 0.2}, [1, 0.8, 0.6, 0.4, 0.2]),
-        ({"use": "step", "at": [0.25, 0.75], "factor": 0.1}, [1, 0.1, 0.1, 0.01, 0.01]),
-        ({"use": "inverse-decay", "alpha": 10, "beta": 0.75}, [1, 0.3907949713, 0.2608474306, 8.5**-0.75, 0.1655600261]),
-        ({"use": "one-cycle", "peak": 0.5, "start": 0.0}, [0, 0.5, 1, 0.5, 0]),
-    ],
-)
-def test_schedules_follow_their_closed_forms(spec: dict, expected: list[float]) -> None:
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    schedule = make_schedule(optimizer, ScheduleSpec(**spec), 4)
-    factors = [schedule.lr_lambdas[0](step) for step in range(5)]
-    assert factors == pytest.approx(expected, abs=1e-5)
-
-
-def test_every_optimiser_of_torch_is_had_by_its_name() -> None:
-    for name in ("sgd", "adam", "adamw", "rmsprop", "adagrad", "nadam", "radam"):
-        assert OptimizerSpec(use=name, lr=0.1)
 
 
 @pytest.mark.gpu

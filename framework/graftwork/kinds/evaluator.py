@@ -117,5 +117,6 @@ def split_batches(data: Dataset, split: str, model: Any, *, limit: int | None = 
     if limit is not None and limit < len(samples):
         samples = Subset(samples, range(limit))
     device = device_of(model)
-    for batch in DataLoader(samples, batch_size=batch_size, collate_fn=data.collate):
+    own = torch.Generator()  # without one, a loader draws its workers' seed from the global stream, which training reads
+    for batch in DataLoader(samples, batch_size=batch_size, collate_fn=data.collate, generator=own):
         yield to_device(batch, device)

@@ -309,6 +309,7 @@ def test_captions_name_the_texture_and_then_the_style():
         ({"scale": 0.4}, ValueError, "scale must be 0.5 to 1; found 0.4"),
         ({"spread": 1.1}, ValueError, "spread must be 0 to 1; found 1.1"),
         ({"spread": 0.5}, ValueError, "set max_digits to 1; found 0.5 and 4"),
+        ({"spread": 0.5, "max_digits": 1, "panorama": True}, ValueError, "found panorama and spread 0.5"),
         ({"muting": 1.1}, ValueError, "muting must be 0 to 1; found 1.1"),
         ({"muting": float("nan")}, ValueError, "muting must be 0 to 1; found nan"),
         ({"frames": 0}, ValueError, "frames must be 1 to 64; found 0"),

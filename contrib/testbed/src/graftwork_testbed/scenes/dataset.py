@@ -108,7 +108,7 @@ def digit_scenes(
             `textures`, each in every split, from regions apart, in scenes of at most 77 pixels; captions then name the surface.
         scale: factor on the digits' sizes.
         spread: how far a single digit's place, size and angle depart from the middle ones; at 0 it stands upright in the centre, as an
-            easy start for what is trained from nothing. Below 1 it needs `max_digits` 1.
+            easy start for what is trained from nothing. Below 1 it needs `max_digits` 1, and no panorama.
         muting: how far backgrounds are pulled to a dark grey, so that the digits stand out; 0 leaves them as they are.
         frames: T of a clip.
         panorama: whether the scene is drawn all around.
@@ -126,7 +126,7 @@ def digit_scenes(
     looks = ("photo",) if styles is None else tuple(styles)
     _check_names(chosen, hues, looks)
     _check_numbers(size, min_digits, max_digits, scale, spread, muting, frames, seed)
-    _check_choices(label, backgrounds, size, frames, panorama)
+    _check_choices(label, backgrounds, size, frames, panorama, spread)
     _check_digits_fit(size * (SHRINK if panorama else 1) * scale, max_digits, size)
     _check_counts(train, val, test)
     _check_weights(weights, min_digits, max_digits)
@@ -255,7 +255,7 @@ def _check_numbers(size: int, least: int, most: int, scale: float, spread: float
         raise ValueError(f"the seed must not be negative; found {seed}")
 
 
-def _check_choices(label: str, backgrounds: str, size: int, frames: int, panorama: bool) -> None:
+def _check_choices(label: str, backgrounds: str, size: int, frames: int, panorama: bool, spread: float) -> None:
     if label not in LABELS:
         raise ValueError(f"label must be one of {', '.join(LABELS)}; found {label!r}")
     if backgrounds not in ("photos", "textures"):
@@ -264,6 +264,8 @@ def _check_choices(label: str, backgrounds: str, size: int, frames: int, panoram
         raise ValueError(f"size must be at most {TEXTURE_ROOM} on textures, the width of their narrowest region; found {size}")
     if panorama and frames > 1:
         raise ValueError(f"a panorama does not move: found panorama and frames {frames}")
+    if panorama and spread < 1:
+        raise ValueError(f"a panorama has no centre to draw digits to: found panorama and spread {spread}")
 
 
 def _check_digits_fit(full: float, most: int, size: int) -> None:

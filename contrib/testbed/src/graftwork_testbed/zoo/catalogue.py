@@ -42,7 +42,8 @@ CARDS: Mapping[str, Card] = {
         "text-to-image",
         "zoo/scene-diffusion",
         f"{SCENES}: {EASY_TO_HARD}; latents of scene-autoencoder",
-        "It knows the captions of the grammar and no other words. It was trained on scenes of one digit above all, and measured on those.",
+        "It knows the captions of the grammar and no other words. Its text encoder is as it was initialised: it tells words apart and "
+        "knows nothing of them. It was trained on scenes of one digit above all, and measured on those.",
     ),
     "scene-autoencoder": Card(
         "Images of 64x64 pixels to latents of 8x8 with eight channels, and back: the AutoencoderKL of scene-diffusion and scene-flow.",
@@ -60,9 +61,8 @@ CARDS: Mapping[str, Card] = {
         "text-to-image",
         "zoo/scene-flow",
         f"{SCENES}: {EASY_TO_HARD}; latents of scene-autoencoder",
-        "It draws the colour it is asked for, and the digit about half the time: latents packed 2x2 are sixteen tokens, and it has been "
-        "trained too little. Ask the plain FluxPipeline for height=64, width=64, max_sequence_length=24; guide by true_cfg_scale and an "
-        "empty negative prompt.",
+        "It draws the colour it is asked for, and the digit about half the time. Its text encoders are as they were initialised. Ask the "
+        "plain FluxPipeline for height=64, width=64, max_sequence_length=24; guide by true_cfg_scale and an empty negative prompt.",
     ),
     "scene-clip": Card(
         "Images and captions in one space of 96 dimensions: a CLIPModel.",

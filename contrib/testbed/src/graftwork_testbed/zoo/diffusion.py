@@ -191,13 +191,8 @@ class Denoising(Objective):
 
     def optimizers(self, model: Any, make: MakeOptimizer) -> Optimizer:
         """One over the trained networks, the text encoders at a rate of their own."""
-        rates = {self.denoiser: make.lr}
-        return make(
-            [
-                {"params": list(network.parameters()), "lr": rates.get(name, self.text_rate * make.lr)}
-                for name, network in self.networks(model).items()
-            ]
-        )
+        rates = {name: make.lr * (1.0 if name == self.denoiser else self.text_rate) for name in self.networks(model)}
+        return make([{"params": list(network.parameters()), "lr": rates[name]} for name, network in self.networks(model).items()])
 
     def forward(self, model: Any, batches: Mapping[str, Batch], progress: float) -> Loss:
         """The weighted squared error, and the plain one."""

@@ -22,7 +22,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from graftwork import INPUTS, Backbone, Component, Dataset, DatasetInfo, Evaluator, Loss, Objective, Report, Split, TensorSamples, hookimpl
+from graftwork import INPUTS, Artifact, Backbone, Dataset, DatasetInfo, Evaluator, Loss, Objective, Report, Split, TensorSamples
 from graftwork.interfaces import classify
 from graftwork.kinds.evaluator import evaluating, split_batches
 
@@ -118,6 +118,49 @@ class Masks(Hits):
     """Reads a key that blobs lack."""
 
     keys = (INPUTS, "mask")
+
+
+class Through(Objective):
+    """Another objective, passed through; a wrapper."""
+
+    def __init__(self, base: Objective, own_export: bool = False):
+        super().__init__()
+        self.base, self.own_export, self.keys = base, own_export, base.keys
+
+    def forward(self, model, batches, progress):
+        return self.base(model, batches, progress)
+
+    def export(self, model):
+        return self.base.export(model)
+
+    @property
+    def exports_model(self):
+        return not self.own_export and self.base.exports_model
+
+
+class Notes(Evaluator):
+    """Another evaluator's figures, how many models it was given, and a note for later stages."""
+
+    needs = Backbone
+
+    def __init__(self, inner: Evaluator, models: list[Backbone] | None = None, note: Artifact | None = None):
+        self.inner, self.models, self.note = inner, models or [], note
+
+    def evaluate(self, model, data, run=None):
+        metrics = dict(self.inner.evaluate(model, data, run).metrics)
+        metrics |= {f"same-{index}": float(one is model) for index, one in enumerate(self.models)}
+        metrics |= {} if self.note is None else {"noted": self.note.tensors["number"].item()}
+        return Report(metrics, artifacts={"note": Artifact("note", {"number": torch.tensor(len(self.models))})})
+
+
+class Dear(Net):
+    """A net that takes long to make."""
+
+    made = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        Dear.made += 1
 '''
 
 PLUGIN = """
@@ -133,18 +176,21 @@ def graftwork_datasets():
 def graftwork_models():
     yield Component("net", "toy_parts:Net", "A small net")
     yield Component("plain", "toy_parts:Plain", "Offers nothing")
+    yield Component("dear", "toy_parts:Dear", "Takes long to make", deferred=True)
 
 
 @hookimpl
 def graftwork_objectives():
     yield Component("fit", "toy_parts:Fit", "Cross-entropy")
     yield Component("follow", "toy_parts:Follow", "Match a teacher")
+    yield Component("through", "toy_parts:Through", "Another objective, passed through")
 
 
 @hookimpl
 def graftwork_evaluators():
     yield Component("hits", "toy_parts:Hits", "Share of hits")
     yield Component("masks", "toy_parts:Masks", "Reads masks")
+    yield Component("notes", "toy_parts:Notes", "Leaves a note")
 """
 
 Install = Callable[..., Path]

@@ -175,7 +175,7 @@ def test_everything_wrong_is_told_with_its_parameter() -> None:
     told = {".".join(map(str, one.path)): one.message for one in invalid}
     assert told["size"] == "input should be less than or equal to 9; found 10"
     assert told["mode"].startswith("input should be 'a' or 'b'")
-    assert "a reference is a name, or a mapping with `use` or `from`; found 5" in told["teacher"]
+    assert "a reference is a name, or a mapping with `use` or `from` (`load` for an artifact); found 5" in told["teacher"]
     assert told["sise"].startswith('unknown parameter "sise" (did you mean "size"?)')
 
 

@@ -31,8 +31,8 @@ def code_lines(path: Path) -> int:
 
 
 def test_the_core_stays_under_3000_lines_of_code() -> None:
-    """The framework itself; `builtin` and `toolkit` hold components and parts of components, which it never imports by itself."""
-    assert sum(code_lines(path) for path in CORE.rglob("*.py") if not {"builtin", "toolkit"} & set(path.parts)) < 3000
+    """The framework itself; what is in `builtin`, `toolkit` and `testing` it never imports by itself."""
+    assert sum(code_lines(path) for path in CORE.rglob("*.py") if not {"builtin", "toolkit", "testing"} & set(path.parts)) < 3000
 
 
 @pytest.mark.parametrize("path", [path.relative_to(ROOT) for path in ROOT.glob("*/*/src/*/plugin.py")], ids=str)

@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 import graftwork as gw
-from graftwork.reproduce import compare, find_recipe, mean_and_error, reproduce
+from graftwork.reproduce import Reproduction, compare, find_recipe, mean_and_error, reproduce
 from graftwork.spec import Comparison
 
 RECIPE = """\
@@ -59,6 +59,19 @@ def test_the_test_is_the_paired_one_sided_t_test(direction: str) -> None:
 )
 def test_verdicts(method: list[float], baseline: list[float], verdict: str) -> None:
     assert compare(comparison(), method, baseline).verdict == verdict
+
+
+@pytest.mark.parametrize(("direction", "shift"), [("higher", -0.02), ("lower", 0.02)])
+def test_within_a_margin_a_method_that_is_a_little_worse_holds_and_the_table_says_so(direction: str, shift: float) -> None:
+    baseline = [0.50, 0.52, 0.49]
+    method = [value + shift + noise for value, noise in zip(baseline, (0.001, -0.001, 0.0005), strict=True)]
+    allowed = Comparison(method="m/x", baseline="b/x", direction=direction, margin=0.05)
+    found = compare(allowed, method, baseline)
+    assert (found.verdict, compare(comparison(direction), method, baseline).verdict) == ("holds", "does not hold")
+    moved = [value + (0.05 if direction == "higher" else -0.05) for value in method]
+    assert found.p_value == pytest.approx(compare(comparison(direction), moved, baseline).p_value)
+    assert compare(allowed.model_copy(update={"margin": 0.01}), method, baseline).verdict == "does not hold"
+    assert f"({direction} is better, 0.05 worse is allowed)" in Reproduction("r", "c", [0, 1, 2], [found], {}, None).to_markdown()
 
 
 def test_mean_and_standard_error() -> None:

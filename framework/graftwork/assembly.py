@@ -5,114 +5,23 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pydantic
-import torch
 
 from graftwork import config
+from graftwork.artifact import Artifact
 from graftwork.document import Document, KeyPath
-from graftwork.engine import feed_splits, missing_keys
-from graftwork.errors import ConfigError, GraftworkError, PipelineError, Problem, nearest
-from graftwork.interfaces import missing_members
-from graftwork.kinds.dataset import Dataset
-from graftwork.kinds.objective import Objective
+from graftwork.errors import GraftworkError, PipelineError, Problem, nearest
+from graftwork.inspection import inspect_stages
+from graftwork.plan import From, Load, Part, Plan, Stage, Use, splits_of
 from graftwork.registry import Registered, Registry
 from graftwork.spec import Claim, PipelineSpec, StageSpec
-from graftwork.training import TrainConfig
 
-__all__ = ["From", "Part", "Plan", "Stage", "Use", "assemble", "build", "stages_behind"]
+__all__ = ["assemble", "stages_behind"]
 
 NAME = re.compile(r"[A-Za-z0-9_][\w.-]*")
-
-
-@dataclass(frozen=True, eq=False)
-class Use:
-    """A component with its checked parameters, in which references are again `Use` or `From`."""
-
-    registered: Registered
-    values: Mapping[str, Any]
-    path: KeyPath
-    label: str = ""
-    prefix: str = ""
-
-    @property
-    def target(self) -> Any:
-        """The class or factory."""
-        return self.registered.load()
-
-    @property
-    def title(self) -> str:
-        """For messages: 'objective "info-nce"'."""
-        return f'{self.registered.kind} "{self.registered.name}"'
-
-
-@dataclass(frozen=True, eq=False)
-class From:
-    """The output of an earlier stage: its dataset or model, or an artifact of that name."""
-
-    kind: str
-    stage: str
-    name: str
-    path: KeyPath
-
-
-Part = Use | From
-
-
-@dataclass
-class Stage:
-    """One stage, ready to run. `data` is built already where no trained model is needed for it."""
-
-    name: str
-    dataset: Part | None = None
-    model: Part | None = None
-    objective: Use | None = None
-    train: TrainConfig | None = None
-    validate: Use | None = None
-    guidance: Use | None = None
-    inputs: Mapping[str, Any] = field(default_factory=dict)
-    evaluate: list[Use] = field(default_factory=list)
-    data: Dataset | None = None
-
-
-@dataclass
-class Plan:
-    """A pipeline that passed every check."""
-
-    name: str
-    seed: int
-    stages: dict[str, Stage]
-    claim: Claim | None
-
-
-class _NotYetError(Exception):
-    """A reference to what training has yet to make."""
-
-
-def build(part: Part, fetch: Any, device: torch.device | None = None) -> Any:
-    """Build a component, its references first.
-
-    Args:
-        part: what to build; for a `From`, `fetch(part)` gives it.
-        fetch: gives an earlier stage's output.
-        device: where models go, those that others refer to included; None leaves them where they are made.
-    """
-    if isinstance(part, From):
-        return fetch(part)
-    made = config.build(part.target, {name: _resolved(value, fetch, device) for name, value in part.values.items()}, part.title)
-    return made.to(device) if device is not None and part.registered.kind == "model" and hasattr(made, "to") else made
-
-
-def _resolved(value: Any, fetch: Any, device: torch.device | None) -> Any:
-    if isinstance(value, (Use, From)):
-        return build(value, fetch, device)
-    if isinstance(value, (list, tuple)) and any(isinstance(item, (Use, From)) for item in value):
-        return type(value)(_resolved(item, fetch, device) for item in value)
-    if isinstance(value, dict):
-        return {key: _resolved(item, fetch, device) for key, item in value.items()}
-    return value
 
 
 def assemble(document: Document, registry: Registry) -> Plan:
@@ -131,16 +40,13 @@ class _Assembly:
         self.document, self.registry = document, registry
         self.problems: list[Problem] = []
         self.stages: dict[str, Stage] = {}
-        self._models: dict[str, Any] = {}
 
     def plan(self) -> Plan:
         """The plan, or PipelineError."""
         spec = self._spec()
         self.stages = {name: self._stage(name, block) for name, block in spec.stages.items()}
         if not self.problems:  # what follows builds things, and would repeat what is known
-            with torch.random.fork_rng(devices=[]):
-                for stage in self.stages.values():
-                    self._try_stage(stage)
+            inspect_stages(self.stages, self._problem)
         self._claim(spec.claim)
         self._stop_if_any()
         return Plan(spec.name, spec.seed, self.stages, spec.claim)
@@ -186,7 +92,7 @@ class _Assembly:
 
     def _stage(self, name: str, spec: StageSpec) -> Stage:
         path: KeyPath = ("stages", name)
-        stage = Stage(name, train=spec.train)
+        stage = Stage(name, spec.seed, train=spec.train)
         if not NAME.fullmatch(name):
             self._problem("a stage's name is letters, digits, '_', '-' and '.'; it names a folder", path)
         raw = self.document.data["stages"].get(name) or {}
@@ -214,7 +120,7 @@ class _Assembly:
         part = self._part(value, "evaluator", path)
         if not isinstance(part, Use):
             return None
-        for parameter, split in _splits(part):
+        for parameter, split in splits_of(part):
             if split.rpartition("/")[2] == "test":
                 self._problem(f'weights are selected on a validation split, never on a test split; `{parameter}` is "{split}"', path)
         return part
@@ -245,13 +151,16 @@ class _Assembly:
             return None
         if isinstance(value, str):
             value = {"use": value}
-        if not isinstance(value, dict) or ("use" in value) == ("from" in value):
-            self._problem(
-                f"{'an' if kind[0] in 'aeo' else 'a'} {kind} is a name, or a mapping with either `use` or `from`; found {value!r}", path
-            )
+        ways = ("from", "load") if kind == "artifact" else ("use", "from")
+        if not isinstance(value, dict) or len(set(ways) & set(value)) != 1:
+            options = "" if kind == "artifact" else "a name, or "
+            found = f"{'an' if kind[0] in 'aeo' else 'a'} {kind} is {options}a mapping with either `{'` or `'.join(ways)}`; found {value!r}"
+            self._problem(found, path)
             return None
         if "from" in value:
             return self._from(value, kind, path)
+        if kind == "artifact":
+            return self._load(value, path)
         if not isinstance(value["use"], str):
             self._problem(f"`use` names a component; found {value['use']!r}", (*path, "use"))
             return None
@@ -261,6 +170,18 @@ class _Assembly:
         except GraftworkError as error:
             self._problem(error, (*path, "use") if (*path, "use") in self.document.places else path)
             return None
+
+    def _load(self, value: dict[str, Any], path: KeyPath) -> Load | None:
+        folder = value["load"]
+        if len(value) > 1 or not isinstance(folder, str):
+            self._problem(f"`load` names the folder of an artifact, and nothing else stands beside it; found {value!r}", path)
+            return None
+        try:
+            Artifact.load(Path(folder))
+        except GraftworkError as error:
+            self._problem(error, (*path, "load"))
+            return None
+        return Load(Path(folder), path)
 
     def _use(self, registered: Registered, given: dict[str, Any], path: KeyPath) -> Use | None:
         target = registered.load()
@@ -281,7 +202,7 @@ class _Assembly:
         """References in a parameter's value: one, a list, or a mapping of names to them."""
         if isinstance(value, list):
             return [self._references(item, kind, (*path, index)) for index, item in enumerate(value)]
-        if isinstance(value, dict) and not {"use", "from"} & set(value):
+        if isinstance(value, dict) and not config.REFERENCE_KEYS & set(value):
             return {key: self._references(item, kind, (*path, key)) for key, item in value.items()}
         return self._part(value, kind, path) if isinstance(value, (str, dict)) else value
 
@@ -296,8 +217,8 @@ class _Assembly:
         elif stage not in order:
             earlier = ", ".join(order[: order.index(here)]) or "none"
             problem = f'there is no stage "{stage}"{nearest(stage, order)}; the earlier stages are {earlier}'
-        elif stage == here:
-            problem = f'stage "{stage}" refers to itself'
+        elif stage == here and (path[2] != "evaluate" or kind == "artifact"):
+            problem = f'stage "{stage}" refers to itself; only what it evaluates with may take its own dataset and model'
         elif order.index(stage) > order.index(here):
             cycle = here in stages_behind(self.document.data["stages"], stage)
             problem = (
@@ -316,99 +237,6 @@ class _Assembly:
             return None
         return From(kind, stage, name, path)
 
-    # -- what only a built component can tell ----------------------------------------------------------------------------------
-
-    def _try(self, part: Part | None) -> Any:
-        """Build a part to look at, if it can be built before anything has trained; a problem becomes a Problem."""
-        if part is None:
-            return None
-        try:
-            return build(part, self._fetch)
-        except _NotYetError:
-            return None
-        except GraftworkError as error:
-            self._problem(error, part.path)
-            return None
-
-    def _fetch(self, part: From) -> Any:
-        stage = self.stages[part.stage]
-        if part.kind == "dataset" and stage.data is not None:
-            return stage.data
-        if part.kind == "model" and stage.objective is None and isinstance(stage.model, (Use, From)):
-            return self._model(stage.model)
-        raise _NotYetError
-
-    def _model(self, part: Part) -> Any:
-        """A model to look at; those that are described alike are built once."""
-        key = _described(part)
-        if key not in self._models:
-            self._models[key] = build(part, self._fetch)
-        return self._models[key]
-
-    def _try_stage(self, stage: Stage) -> None:
-        stage.data = self._try(stage.dataset)
-        model = None
-        if stage.model is not None:
-            try:
-                model = self._model(stage.model)
-            except _NotYetError:
-                pass
-            except GraftworkError as error:
-                self._problem(error, stage.model.path)
-        exported = model
-        if stage.objective is not None:
-            objective = self._try(stage.objective)
-            known = objective if objective is not None else stage.objective.target
-            if hasattr(known, "feeds"):
-                self._check_objective(stage, known, model)
-            if getattr(known, "export", None) is not Objective.export and getattr(type(objective), "export", None) is not Objective.export:
-                exported = None  # what it hands on is known only after training
-        for use in [*stage.evaluate, *([stage.validate] if stage.validate else [])]:
-            self._check_evaluator(use, stage, exported)
-        if stage.guidance is not None:
-            self._check_needs(self._try(stage.guidance) or stage.guidance.target, exported, stage.guidance)
-
-    def _check_needs(self, user: Any, model: Any, use: Use) -> None:
-        missing = missing_members(model, user.needs) if model is not None else []
-        if missing:
-            needs = user.needs.__name__
-            self._problem(f"{use.title} needs a model that offers {needs}; {type(model).__name__} lacks {', '.join(missing)}", use.path)
-
-    def _check_objective(self, stage: Stage, objective: Any, model: Any) -> None:
-        assert stage.objective is not None
-        assert stage.train is not None
-        self._check_needs(objective, model, stage.objective)
-        if stage.data is None:
-            return
-        path: KeyPath = ("stages", stage.name, "train", "feeds")
-        splits, problems = feed_splits(objective, stage.data, stage.train.feeds)
-        for message in problems:
-            self._problem(message, path)
-        for feed, split in splits.items():
-            try:
-                stage.train.batch_size_of(feed)
-            except ConfigError as error:
-                self._problem(error, ("stages", stage.name, "train", "batch_size"))
-            if not problems:
-                self._check_keys(objective.keys.get(feed, ()), model, stage.data, split, stage.objective, (*path, feed))
-
-    def _check_evaluator(self, use: Use, stage: Stage, model: Any) -> None:
-        evaluator = self._try(use)
-        if evaluator is None:
-            return
-        self._check_needs(evaluator, model, use)
-        for parameter, split in _splits(use) if stage.data is not None else ():
-            assert stage.data is not None
-            if split not in stage.data:
-                found = f'{parameter} is "{split}", which the dataset lacks{nearest(split, stage.data)}; it has {", ".join(stage.data)}'
-                self._problem(found, (*use.path, parameter))
-            elif len(stage.data[split]):
-                self._check_keys(evaluator.keys, model, stage.data, split, use, use.path)
-
-    def _check_keys(self, wanted: Any, model: Any, data: Dataset, split: str, use: Use, path: KeyPath) -> None:
-        for key in missing_keys(wanted, model, data, split):
-            self._problem(f'{use.title} reads "{key}"; the samples of "{split}" have {", ".join(data[split][0])}', path)
-
     def _claim(self, claim: Claim | None) -> None:
         for comparison in claim.comparisons if claim else ():
             for side in ("method", "baseline"):
@@ -420,22 +248,6 @@ class _Assembly:
 
 def _has(around: Any, step: Any) -> bool:
     return step in around if isinstance(around, dict) else isinstance(around, list) and isinstance(step, int) and step < len(around)
-
-
-def _splits(use: Use) -> Iterator[tuple[str, str]]:
-    """(parameter, split) of each parameter that names a split, defaults included."""
-    for name, parameter in config.parameters(use.target).items():
-        value = use.values.get(name, parameter.default)
-        for split in (value if isinstance(value, (list, tuple)) else [value]) if parameter.split else ():
-            if isinstance(split, str):
-                yield name, split
-
-
-def _described(part: Part) -> str:
-    if isinstance(part, From):
-        return f"from {part.stage}/{part.name}"
-    shown = {name: _described(value) if isinstance(value, (Use, From)) else repr(value) for name, value in part.values.items()}
-    return f"{part.registered.distribution}/{part.registered.name} {shown}"
 
 
 def stages_behind(stages: Mapping[str, Any], start: str) -> set[str]:

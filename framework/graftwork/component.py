@@ -46,6 +46,8 @@ class Component:
         summary: one sentence for `graft list`.
         paper: where the method comes from.
         example: parameters with which the component can be built, where its defaults do not suffice (references as in YAML).
+        deferred: whether making it takes long (a search, a merge of large models), so that a pipeline's assembly checks its parameters
+            and leaves it to the run.
     """
 
     name: str
@@ -53,3 +55,4 @@ class Component:
     summary: str = ""
     paper: Paper | None = None
     example: Mapping[str, Any] = field(default_factory=dict)
+    deferred: bool = False

@@ -17,7 +17,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
 from graftwork.errors import ConfigError, GraftworkError, nearest
 
-__all__ = ["Invalid", "Parameter", "build", "json_schema", "parameters", "problems_of", "reference_kind", "validate"]
+__all__ = ["REFERENCE_KEYS", "Invalid", "Parameter", "build", "json_schema", "parameters", "problems_of", "reference_kind", "validate"]
 
 
 @dataclass(frozen=True)
@@ -198,14 +198,14 @@ def _model(target: Callable[..., Any]) -> type[BaseModel]:
     return pydantic.create_model(_name(target), __config__=settings, **fields)
 
 
-def _is_reference(value: Any) -> Any:
-    from collections.abc import Iterable
+REFERENCE_KEYS = frozenset({"use", "from", "load"})
+"""One of them is in every mapping that refers to something: a component, an earlier stage's output, an artifact's folder."""
 
-    plain = isinstance(value, (bool, int, float, bytes)) or value is None
-    if isinstance(value, dict) and not ({"use", "from"} & set(value)):
-        raise ValueError(f"a reference is a name, or a mapping with `use` or `from`; found {_shown(value)}")
-    if plain or (isinstance(value, (list, tuple)) and isinstance(value, Iterable)):
-        raise ValueError(f"a reference is a name, or a mapping with `use` or `from`; found {_shown(value)}")
+
+def _is_reference(value: Any) -> Any:
+    unmarked = isinstance(value, dict) and not REFERENCE_KEYS & set(value)
+    if unmarked or value is None or isinstance(value, (bool, int, float, bytes, list, tuple)):
+        raise ValueError(f"a reference is a name, or a mapping with `use` or `from` (`load` for an artifact); found {_shown(value)}")
     return value
 
 

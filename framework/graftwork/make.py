@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, cast
 
 from graftwork import config
+from graftwork.artifact import Artifact
 from graftwork.errors import ConfigError
 from graftwork.kinds.dataset import Dataset
 from graftwork.kinds.evaluator import Evaluator
@@ -21,7 +23,8 @@ def make(kind: str, name: str, /, **parameters: Any) -> Any:
     Args:
         kind: one of `component.KINDS`.
         name: as `graft list` shows it.
-        parameters: its parameters; a reference to another component is an object, a name, or a mapping with `use`.
+        parameters: its parameters; a reference to another component is an object, a name, or a mapping with `use`; to an artifact an
+            object, or a mapping with `load`.
 
     Raises:
         UnknownComponentError: if nothing installed has that name.
@@ -40,11 +43,13 @@ def make(kind: str, name: str, /, **parameters: Any) -> Any:
 
 
 def _referred(value: Any, kind: str | None) -> Any:
-    if kind is None or kind == "artifact":
+    if kind is None:
         return value
-    if isinstance(value, str):
+    if isinstance(value, dict) and "load" in value and kind == "artifact":
+        return Artifact.load(Path(value["load"]))
+    if isinstance(value, str) and kind != "artifact":
         return make(kind, value)
-    if isinstance(value, dict) and "use" in value:
+    if isinstance(value, dict) and "use" in value and kind != "artifact":
         return make(kind, value["use"], **{key: item for key, item in value.items() if key != "use"})
     if isinstance(value, dict) and "from" in value:
         raise ConfigError(f"`from: {value['from']}` takes a pipeline's earlier stage; outside one, give the object itself")

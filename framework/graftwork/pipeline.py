@@ -13,12 +13,13 @@ import torch
 from torch import nn
 
 from graftwork import artifact
-from graftwork.assembly import From, Part, Plan, Stage, assemble, build, stages_behind
+from graftwork.assembly import assemble, stages_behind
 from graftwork.document import Document
 from graftwork.engine import Engine, pick_device, seed_everything
 from graftwork.errors import GraftworkError
 from graftwork.kinds.dataset import Dataset
 from graftwork.kinds.evaluator import Evaluator
+from graftwork.plan import From, Part, Plan, Stage, build
 from graftwork.registry import Registry, installed
 from graftwork.run import Observer, Run
 
@@ -196,8 +197,9 @@ class _Execution:
 
     def _run(self, stage: Stage) -> None:
         run = self.run
+        seed = run.seed + stage.seed
         run.observer.phase(stage.name, "model")
-        seed_everything(run.seed)
+        seed_everything(seed)
         if stage.dataset is not None and stage.data is None:
             stage.data = self._build(stage.dataset)
         model = None
@@ -210,11 +212,13 @@ class _Execution:
             run.save_model(stage.name, model)
         if stage.guidance is not None:
             run.observer.phase(stage.name, "sample")
-            seed_everything(run.seed)
+            seed_everything(seed)
             run.save_samples(stage.name, self._build(stage.guidance).sample(model, stage.inputs))
+        if model is not None:
+            self.models[stage.name] = model  # what it is evaluated with may take it
         for use in stage.evaluate:
             run.observer.phase(stage.name, use.label)
-            seed_everything(run.seed)
+            seed_everything(seed)
             evaluator: Evaluator = self._build(use)
             report = evaluator.evaluate(model, stage.data if stage.data is not None else Dataset({}), run)
             run.add_report(stage.name, use.label, report, use.prefix)
@@ -232,7 +236,7 @@ class _Execution:
             objective,
             stage.data,
             stage.train,
-            seed=self.run.seed,
+            seed=self.run.seed + stage.seed,
             device=self.run.device,
             validator=self._build(stage.validate) if stage.validate else None,
             log=lambda step, metrics: self.run.log(stage.name, step, metrics),

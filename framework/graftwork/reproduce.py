@@ -32,6 +32,7 @@ class Verdict:
         method: "stage/metric" of the method.
         baseline: "stage/metric" of the baseline.
         direction: which is better.
+        margin: by how much the method may be worse.
         method_values: one a seed.
         baseline_values: one a seed, in the same order.
         p_value: of the paired one-sided t-test; None for a single seed.
@@ -41,6 +42,7 @@ class Verdict:
     method: str
     baseline: str
     direction: str
+    margin: float
     method_values: Sequence[float]
     baseline_values: Sequence[float]
     p_value: float | None
@@ -85,7 +87,10 @@ class Reproduction:
         for one in self.verdicts:
             p = "-" if one.p_value is None else f"{one.p_value:.2g}"
             left, right = shown(one.baseline_values), shown(one.method_values)
-            lines.append(f"| {one.method} against {one.baseline} ({one.direction} is better) | {left} | {right} | {p} | {one.verdict} |")
+            slack = f", {one.margin:g} worse is allowed" if one.margin else ""
+            lines.append(
+                f"| {one.method} against {one.baseline} ({one.direction} is better{slack}) | {left} | {right} | {p} | {one.verdict} |"
+            )
         return "\n".join([*lines, "", f"Mean and standard error over {len(self.seeds)} seeds; paired one-sided t-test.", ""])
 
 
@@ -109,20 +114,18 @@ def compare(comparison: Comparison, method: Sequence[float], baseline: Sequence[
         method: one value a seed.
         baseline: one value a seed, in the same order.
     """
-    from scipy.stats import ttest_rel
+    from scipy.stats import ttest_1samp
 
     sign = 1 if comparison.direction == "higher" else -1
-    gains = [sign * (a - b) for a, b in zip(method, baseline, strict=True)]
+    gains = [sign * (a - b) + comparison.margin for a, b in zip(method, baseline, strict=True)]
     mean, p = statistics.fmean(gains), None
     if len(gains) > 1:
         constant = max(gains) == min(gains)  # the test is undefined without variance, and the case is plain
-        p = (
-            (0.0 if mean > 0 else 1.0)
-            if constant
-            else float(ttest_rel(method, baseline, alternative="greater" if sign > 0 else "less").pvalue)
-        )
+        p = (0.0 if mean > 0 else 1.0) if constant else float(ttest_1samp(gains, 0.0, alternative="greater").pvalue)
     verdict = "does not hold" if not mean > 0 else "untested" if p is None else "holds" if p < SIGNIFICANT else "not significant"
-    return Verdict(comparison.method, comparison.baseline, comparison.direction, list(method), list(baseline), p, verdict)
+    return Verdict(
+        comparison.method, comparison.baseline, comparison.direction, comparison.margin, list(method), list(baseline), p, verdict
+    )
 
 
 def recipes(registry: Registry) -> dict[str, Path]:

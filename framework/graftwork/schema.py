@@ -23,12 +23,7 @@ def pipeline_schema(registry: Registry) -> dict[str, Any]:
     definitions = schema["$defs"]
     for kind in KINDS:
         definitions[kind] = _kind(kind, [one for one in registry if one.kind == kind], definitions)
-    definitions["artifact"] = {
-        "type": "object",
-        "required": ["from"],
-        "properties": {"from": {"type": "string"}},
-        "additionalProperties": False,
-    }
+    definitions["artifact"] = {"anyOf": [_only("from"), _only("load")]}
     stage = definitions["StageSpec"]["properties"]
     for part in ("dataset", "model", "objective"):
         stage[part] = {"description": stage[part]["description"], "$ref": f"#/$defs/{part}"}
@@ -56,8 +51,13 @@ def _kind(kind: str, components: list[Registered], definitions: dict[str, Any]) 
     options: list[dict[str, Any]] = [{"type": "string", "enum": [one.name for one in components]}] if components else []
     options += [_use(one, definitions) for one in components]
     if kind in ("dataset", "model"):
-        options.append({"type": "object", "required": ["from"], "properties": {"from": {"type": "string"}}, "additionalProperties": False})
+        options.append(_only("from"))
     return {"anyOf": options} if options else {"not": {}}
+
+
+def _only(key: str) -> dict[str, Any]:
+    """A mapping of one key to a string."""
+    return {"type": "object", "required": [key], "properties": {key: {"type": "string"}}, "additionalProperties": False}
 
 
 def _use(one: Registered, definitions: dict[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ class Comparison(_Block):
     method: str = Field(pattern=r"^[^/]+/.+$", description="stage/metric of the method")
     baseline: str = Field(pattern=r"^[^/]+/.+$", description="stage/metric that it is held against")
     direction: Literal["higher", "lower"] = Field("higher", description="which is better")
+    margin: float = Field(0.0, ge=0, description="by how much the method may be worse, for claims that it costs nothing")
 
 
 class Claim(_Block):
@@ -53,6 +54,7 @@ class StageSpec(_Block):
     train: TrainConfig | None = Field(None, description="how to train")
     sample: SampleSpec | None = Field(None, description="what to sample")
     evaluate: list[Any] | Any = Field(default_factory=list, description="evaluators")
+    seed: int = Field(0, ge=0, lt=2**31, description="added to the pipeline's, for stages that are to differ by chance alone")
 
 
 class PipelineSpec(_Block):

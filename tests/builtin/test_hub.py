@@ -332,6 +332,8 @@ def test_a_loaders_own_refusal_passes_as_it_is() -> None:
 def test_a_missing_dependency_says_how_to_install_it() -> None:
     with pytest.raises(gw.GraftworkError, match=r'not_installed cannot be imported .*: pip install "graftwork\[transformers\]"'):
         need("not_installed", "transformers")
+    with pytest.raises(gw.GraftworkError, match=r'pip install "graftwork-dann\[plots\]"'):
+        need("not_installed", "plots", "graftwork-dann")
 
 
 def test_the_builtin_components_are_listed_without_torch_and_all_load() -> None:

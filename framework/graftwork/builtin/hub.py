@@ -21,16 +21,21 @@ Precision: TypeAlias = Literal["float32", "float16", "bfloat16"]
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
-def need(module: str, extra: str) -> Any:
+def need(module: str, extra: str, distribution: str = "graftwork") -> Any:
     """Import an optional dependency.
 
+    Args:
+        module: what to import.
+        extra: of the distribution, that installs it.
+        distribution: whose extra that is.
+
     Raises:
-        GraftworkError: if it cannot be imported, naming the extra of graftwork that installs it.
+        GraftworkError: if it cannot be imported, saying what to install.
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise GraftworkError(f'{module} cannot be imported ({error}): pip install "graftwork[{extra}]"') from error
+        raise GraftworkError(f'{module} cannot be imported ({error}): pip install "{distribution}[{extra}]"') from error
 
 
 def load(name: str, loader: Callable[[str], Any], what: str, kind: type[GraftworkError] = GraftworkError) -> Any:

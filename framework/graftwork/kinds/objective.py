@@ -85,6 +85,14 @@ class Objective(nn.Module):
         """What the stage hands on, evaluates and saves: the model, by default; an objective that owns a head may join it here."""
         return model
 
+    @property
+    def exports_model(self) -> bool:
+        """Whether `export` hands on the model as it came, so that evaluators can be held against it before anything trains.
+
+        A wrapper that only passes the question on says what its base says.
+        """
+        return type(self).export is Objective.export
+
 
 def parameter_groups(module: Any, make: MakeOptimizer) -> list[dict[str, Any]]:
     """Optimiser groups of a module: its own `param_groups(lr)` where it has them, else one of all that require gradients."""

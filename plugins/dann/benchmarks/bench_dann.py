@@ -3,33 +3,16 @@
 from __future__ import annotations
 
 import copy
-import statistics
-import time
-from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import graftwork as gw
+from graftwork.testing import race
 from graftwork_dann import DomainAdversarial
 
 REPEATS, SIZE = 15, 64
-
-
-def race(first: Callable[[], None], second: Callable[[], None]) -> tuple[float, float]:
-    """Median seconds of each, taken in turn after two unmeasured rounds: of the processor on a CPU, of the clock on a GPU."""
-    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for repeat in range(REPEATS + 2):
-        for step, taken in zip((first, second), seconds, strict=True):
-            started = clock()
-            step()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if repeat > 1:
-                taken.append(clock() - started)
-    return statistics.median(seconds[0]), statistics.median(seconds[1])
 
 
 def network() -> nn.Module:
@@ -73,11 +56,9 @@ def test_a_step_costs_little_over_source_only_training_on_as_many_images(hidden:
         training.step()
         training.zero_grad()
 
-    ours, theirs = race(adapt, train)
-    print(
-        f"\nDANN step, head {hidden}: {ours * 1e3:.1f} ms; source-only on as many images: {theirs * 1e3:.1f} ms; ratio {ours / theirs:.3f}"
-    )
-    assert ours <= (1.10 if hidden == [100] else 1.40) * theirs
+    found = race(adapt, train, REPEATS, processor=True)
+    print(f"\nDANN step with head {hidden} against source-only on as many images: {found}")
+    assert found.ratio <= (1.10 if hidden == [100] else 1.40)
 
 
 @pytest.mark.bench
@@ -105,6 +86,6 @@ def test_a_step_costs_about_what_pytorch_adapts_costs() -> None:
         adapting.zero_grad()
 
     progress = next(p / 10_000 for p in range(10_000) if objective.reversal.schedule(p / 10_000) >= 0.5)
-    mine, peer = race(ours, lambda: hook({**batch, **parts}))
-    print(f"\nDANN step: {mine * 1e3:.1f} ms; pytorch-adapt's DANNHook: {peer * 1e3:.1f} ms; ratio {mine / peer:.3f}")
-    assert mine <= 1.25 * peer  # both are the trunk; the bound leaves room for noise
+    found = race(ours, lambda: hook({**batch, **parts}), REPEATS, processor=True)
+    print(f"\nDANN step against pytorch-adapt's DANNHook: {found}")
+    assert found.ratio <= 1.25  # both are the trunk; the bound leaves room for noise

@@ -6,35 +6,16 @@ In one process on the same inputs; results are held equal before the race.
 from __future__ import annotations
 
 import copy
-import statistics
-import time
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from graftwork.testing import Race, race
 from graftwork_fisher_merging import diagonal_fisher, merged_tensors
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-
-
-def race(first: Callable[[], Any], second: Callable[[], Any], repeats: int) -> tuple[float, float]:
-    """Median seconds of each, taken in turn after one unmeasured round."""
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for repeat in range(repeats + 1):
-        for function, taken in zip((first, second), seconds, strict=True):
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            function()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if repeat:
-                taken.append(time.perf_counter() - start)
-    return statistics.median(seconds[0]), statistics.median(seconds[1])
 
 
 def perceptron(device: str) -> tuple[nn.Module, Tensor, Tensor]:
@@ -46,10 +27,10 @@ def perceptron(device: str) -> tuple[nn.Module, Tensor, Tensor]:
     return model.to(device), torch.randn(512, 784, device=device), torch.randint(10, (512,), device=device)
 
 
-def told(capsys, what: str, ours: float, theirs: float) -> float:
+def told(capsys, what: str, found: Race) -> float:
     with capsys.disabled():
-        print(f"\n{what}: {ours * 1e3:.1f} ms against {theirs * 1e3:.1f} ms, ratio {ours / theirs:.4f}")
-    return ours / theirs
+        print(f"\n{what}: {found}")
+    return found.ratio
 
 
 @pytest.mark.bench
@@ -69,7 +50,7 @@ def test_the_fisher_takes_at_most_a_tenth_of_a_loops_time(device, capsys) -> Non
 
     for ours, theirs in zip(diagonal_fisher(model, [x]).tensors.values(), loop(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-8)
-    assert told(capsys, f"loop, {device}", *race(lambda: diagonal_fisher(model, [x]), loop, 1)) <= 0.1
+    assert told(capsys, f"loop, {device}", race(lambda: diagonal_fisher(model, [x]), loop, 1)) <= 0.1
 
 
 @pytest.mark.bench
@@ -89,7 +70,7 @@ def test_the_fisher_is_not_slower_than_backpacks_gauss_newton_diagonal(device, c
     theirs()
     for (name, one), found in zip(extended.named_parameters(), diagonal_fisher(model, [x]).tensors.values(), strict=True):
         torch.testing.assert_close(found, one.diag_ggn_exact, rtol=1e-3, atol=1e-8, msg=name)
-    assert told(capsys, f"DiagGGNExact, {device}", *race(lambda: diagonal_fisher(model, [x]), theirs, 7)) <= 1.0
+    assert told(capsys, f"DiagGGNExact, {device}", race(lambda: diagonal_fisher(model, [x]), theirs, 7)) <= 1.0
 
 
 @pytest.mark.bench
@@ -105,7 +86,7 @@ def test_the_fisher_is_not_slower_than_nngeometrys(device, capsys) -> None:
 
     ours = torch.cat([one.flatten() for one in diagonal_fisher(model, [x]).tensors.values()])
     torch.testing.assert_close(ours, theirs(), rtol=1e-3, atol=1e-8)
-    assert told(capsys, f"nngeometry, {device}", *race(lambda: diagonal_fisher(model, [x]), theirs, 5)) <= 1.0
+    assert told(capsys, f"nngeometry, {device}", race(lambda: diagonal_fisher(model, [x]), theirs, 5)) <= 1.0
 
 
 @pytest.mark.bench
@@ -128,4 +109,4 @@ def test_a_merge_is_told_beside_a_stacked_closed_form(device, capsys) -> None:
     theirs = stacked()
     for name, one in ours().items():
         torch.testing.assert_close(one, theirs[name], rtol=1e-4, atol=1e-5)
-    assert told(capsys, f"merge of 5, {device}", *race(ours, stacked, 7)) <= 2.0
+    assert told(capsys, f"merge of 5, {device}", race(ours, stacked, 7)) <= 2.0

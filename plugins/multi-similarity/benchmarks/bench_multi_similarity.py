@@ -2,33 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor
 
+from graftwork.testing import race
 from graftwork_multi_similarity import multi_similarity_loss
-
-REPEATS = 5
-
-
-def race(first: Callable[[], Tensor], second: Callable[[], Tensor], repeats: int = REPEATS) -> tuple[float, float]:
-    """Median seconds of each, taken in turn after one unmeasured round."""
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for repeat in range(repeats + 1):
-        for function, taken in zip((first, second), seconds, strict=True):
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            function()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if repeat:
-                taken.append(time.perf_counter() - start)
-    return statistics.median(seconds[0]), statistics.median(seconds[1])
 
 
 @pytest.mark.bench
@@ -61,7 +40,7 @@ def test_mining_and_loss_take_at_most_seven_tenths_of_pytorch_metric_learnings_t
 
     torch.testing.assert_close(here(), peer(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-7)
-    mine, yours = race(here, peer)
+    found = race(here, peer)
     with capsys.disabled():
-        print(f"\nm={batch} d=128 {device}: {mine * 1e3:.1f} ms against {yours * 1e3:.1f} ms, ratio {mine / yours:.3f}")
-    assert mine <= 0.7 * yours
+        print(f"\nm={batch} d=128 {device}: {found}")
+    assert found.ratio <= 0.7

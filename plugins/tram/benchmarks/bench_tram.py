@@ -3,34 +3,16 @@
 from __future__ import annotations
 
 import copy
-import statistics
-import time
-from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from graftwork.testing import race
 from graftwork_tram import InputNoise, TrustRegionStep, ascended
 
-REPEATS = 5
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-
-
-def race(first: Callable[[], None], second: Callable[[], None], repeats: int = REPEATS) -> tuple[float, float]:
-    """Median seconds of each, taken in turn after one unmeasured round: of the processor on a CPU, of the clock on a GPU."""
-    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for repeat in range(repeats + 1):
-        for function, taken in zip((first, second), seconds, strict=True):
-            start = clock()
-            function()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if repeat:
-                taken.append(clock() - start)
-    return statistics.median(seconds[0]), statistics.median(seconds[1])
 
 
 def vit_small(device: str) -> nn.Module:
@@ -92,8 +74,9 @@ def test_norm_ascent_and_restore_take_a_fraction_of_pytorch_optimizers_time(metr
     there(keep=True)
     torch.testing.assert_close(seen["ours"], seen["theirs"], rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(list(ours.parameters()), list(theirs.parameters()), rtol=0, atol=0)
-    base = race(optimizer.step, optimizer.step)[0]
-    mine, yours = race(here, there, 15)
+    base = race(optimizer.step, optimizer.step, processor=True).ours
+    found = race(here, there, 15, processor=True)
+    mine, yours = found.ours, found.theirs
     ratio = (mine - base) / (yours - base)
     with capsys.disabled():
         print(
@@ -123,7 +106,7 @@ def test_a_tram_step_takes_at_most_five_quarters_of_a_sam_step(device, capsys) -
         cross_entropy(theirs(image).logits, label).backward()
         sam.second_step(zero_grad=True)
 
-    mine, yours = race(here, there)
+    found = race(here, there, processor=True)
     with capsys.disabled():
-        print(f"\n{device}: TRAM {1e3 * mine:.0f} ms, SAM {1e3 * yours:.0f} ms, ratio {mine / yours:.3f}")
-    assert mine <= 1.25 * yours
+        print(f"\n{device}: TRAM against SAM, {found}")
+    assert found.ratio <= 1.25

@@ -26,6 +26,7 @@ def graftwork_models() -> Iterator[Component]:
         "Merge with many coefficients and keep the best",
         PAPER,
         {"models": PAIR, "evaluator": {"use": "accuracy", "split": "val"}, "data": "digits", "metrics": ["accuracy"], "n_coeffs": 3},
+        deferred=True,
     )
 
 

@@ -77,6 +77,11 @@ class Around(Objective):
         """What the inner objective hands on; nothing of a history or of saved weights is in it."""
         return self.base.export(model)
 
+    @property
+    def exports_model(self) -> bool:
+        """As the inner objective says."""
+        return self.base.exports_model
+
 
 class _TwoPassObjective(Around):
     """Runs a step's passes through the engine: micro-batches are collected, processes averaged, and e taken once per optimiser step."""

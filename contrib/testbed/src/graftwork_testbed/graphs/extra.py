@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
-from graftwork.errors import GraftworkError
+from graftwork.builtin import hub
 
 __all__ = ["need"]
 
@@ -16,7 +15,4 @@ def need(module: str) -> Any:
     Raises:
         GraftworkError: if it cannot be imported, naming the extra that installs it.
     """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise GraftworkError(f'{module} cannot be imported ({error}): pip install "graftwork-testbed[graphs]"') from error
+    return hub.need(module, "graphs", "graftwork-testbed")

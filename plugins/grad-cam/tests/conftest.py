@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+
+from graftwork_grad_cam.testing import TINY_SWIN, Colours, coloured_scenes, save_tiny_transformer
 
 
 class Gap(nn.Module):
@@ -58,11 +60,7 @@ WORDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "sep_token_id"
 ZOO: dict[str, tuple[str, str, dict[str, Any]]] = {
     "vit": ("ViTConfig", "ViTForImageClassification", {**VISION, "image_size": (64, 96), "num_labels": 4}),
     "registers": ("Dinov2WithRegistersConfig", "Dinov2WithRegistersForImageClassification", {**VISION, "image_size": 64, "num_labels": 4}),
-    "swin": (
-        "SwinConfig",
-        "SwinForImageClassification",
-        {"image_size": 64, "patch_size": 4, "embed_dim": 8, "depths": [1, 1, 2], "num_heads": [1, 2, 4], "window_size": 4, "num_labels": 4},
-    ),
+    "swin": TINY_SWIN,
     "convnext": (
         "ConvNextConfig",
         "ConvNextForImageClassification",
@@ -140,28 +138,17 @@ ZOO: dict[str, tuple[str, str, dict[str, Any]]] = {
         },
     ),
 }
-PROCESSOR = '{"image_processor_type": "ViTImageProcessor", "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}'
 
 
 @pytest.fixture(scope="session")
 def stored(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """stored("vit"): the folder of a tiny model with random weights, as `save_pretrained` leaves it."""
-    transformers = pytest.importorskip("transformers")
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    made: dict[str, Path] = {}
+    pytest.importorskip("transformers")
 
+    @functools.cache
     def save(name: str) -> Path:
-        if name not in made:
-            torch.manual_seed(1)
-            config, model, settings = ZOO[name]
-            made[name] = tmp_path_factory.mktemp(name)
-            built = getattr(transformers, model)(getattr(transformers, config)(**settings))
-            for parameter in built.parameters():  # the usual 0.02 leaves so small a model next to constant
-                if parameter.dim() > 1:
-                    nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
-            built.save_pretrained(made[name])
-            (made[name] / "preprocessor_config.json").write_text(PROCESSOR)
-        return made[name]
+        torch.manual_seed(1)
+        return save_tiny_transformer(tmp_path_factory.mktemp(name), *ZOO[name])
 
     return save
 
@@ -174,50 +161,9 @@ def loaded(stored: Callable[[str], Path]) -> Callable[[str], nn.Module]:
     return lambda name: getattr(transformers, ZOO[name][1]).from_pretrained(stored(name)).eval()
 
 
-class Colours(nn.Module):
-    """A classifier of red, green and blue whose evidence is known: each class's logit is the mean of its channel, times ten."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.act = nn.Conv2d(3, 3, 1, bias=False), nn.ReLU()
-        self.pool, self.head = nn.AdaptiveAvgPool2d(1), nn.Linear(3, 3, bias=False)
-        with torch.no_grad():
-            self.conv.weight.copy_(torch.eye(3)[:, :, None, None])
-            self.head.weight.copy_(10 * torch.eye(3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.pool(self.act(self.conv(x))).flatten(1))
-
-
 @pytest.fixture
 def colours() -> Colours:
     return Colours().eval()
-
-
-def coloured_scenes(count: int = 6, side: int = 32):
-    """Two squares a scene, of different colours and brightness: image, mask (class + 1), boxes, labels, label of the brighter one."""
-    generator = torch.Generator().manual_seed(0)
-    samples = []
-    for index in range(count):
-        image, mask = torch.zeros(3, side, side), torch.zeros(side, side, dtype=torch.long)
-        classes = torch.randperm(3, generator=generator)[:2]
-        boxes = []
-        for place, (colour, light) in enumerate(zip(classes.tolist(), (1.0, 0.6), strict=True)):
-            x, y = int(torch.randint(0, 5, (1,), generator=generator)) + 17 * place, int(torch.randint(0, 20, (1,), generator=generator))
-            image[colour, y : y + 10, x : x + 10] = light
-            mask[y : y + 10, x : x + 10] = colour + 1
-            boxes.append([x, y, x + 10, y + 10])
-        samples.append(
-            {
-                "image": image,
-                "mask": mask,
-                "boxes": torch.tensor(boxes).float(),
-                "labels": classes,
-                "label": int(classes[0]),
-                "index": index,
-            }
-        )
-    return samples
 
 
 @pytest.fixture

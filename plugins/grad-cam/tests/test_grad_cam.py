@@ -413,7 +413,7 @@ def test_a_target_that_does_not_depend_on_the_layer_is_refused():
 
 
 def test_a_layer_without_positions_is_refused(gap):
-    with pytest.raises(InterfaceError, match=r'layer "head" gives \(4, 5\), which has no positions'):
+    with pytest.raises(InterfaceError, match=r'layer "head" has no spatial positions: it gives \(4, 5\)'):
         grad_cam(gap, images(), 0, "head")
     with pytest.raises(InterfaceError, match=r'layer "pool" gives \(4, 6, 1, 1\): a single position'):
         grad_cam(gap, images(), 0, "pool")

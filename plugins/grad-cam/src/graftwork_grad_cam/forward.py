@@ -15,7 +15,7 @@ from graftwork.errors import DataError, InterfaceError
 from graftwork.interfaces import input_keys, inputs
 from graftwork.kinds.dataset import Batch
 
-__all__ = ["as_batch", "batch_length", "call_model", "detached", "image_key", "logits_of", "repeat_batch", "take", "token_ids_key"]
+__all__ = ["as_batch", "batch_length", "call_model", "detached", "image_key", "logits_of", "repeat_batch", "rows", "take", "token_ids_key"]
 
 IMAGE = "pixel_values"
 """What transformers models call the image."""
@@ -121,7 +121,12 @@ def detached(output: Any) -> Any:
 
 def take(batch: Mapping[str, Any], length: int, count: int) -> Batch:
     """The first `count` samples of a batch of `length`."""
-    return {key: value[:count] if _per_sample(value, length) else value for key, value in batch.items()}
+    return rows(batch, length, slice(count))
+
+
+def rows(batch: Mapping[str, Any], length: int, which: slice) -> Batch:
+    """Some samples of a batch of `length`; what is not one a sample stays."""
+    return {key: value[which] if _per_sample(value, length) else value for key, value in batch.items()}
 
 
 def repeat_batch(batch: Mapping[str, Any], length: int, times: int) -> Batch:

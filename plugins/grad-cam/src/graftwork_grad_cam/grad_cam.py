@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from graftwork.kinds.dataset import Split
-from graftwork_grad_cam.evidence import Evidence, Layers, Observation, Repeats, observe, observe_prepared
+from graftwork_grad_cam.evidence import Evidence, Layers, Observation, Repeats, Surroundings, layer_names, observe_prepared, prepared
 from graftwork_grad_cam.forward import image_key
 from graftwork_grad_cam.layers import LayoutName
 from graftwork_grad_cam.maps import LayerReduce, Normalization, SaliencyMaps, join_layers, normalize_maps, principal_maps, weighted_sum
@@ -104,8 +104,9 @@ def grad_cam(
         InterfaceError: as `observe` does.
         DataError: as `observe` does.
     """
-    settings: dict[str, Any] = {"layout": layout, "grid": grid, "prefix_tokens": prefix_tokens, "repeats": repeats}
-    found = observe(model, batch, target, layer, **settings)
+    where = Surroundings(layout, grid, prefix_tokens, repeats)
+    ready, asked = prepared(model, batch, target)
+    found = observe_prepared(model, ready, asked, layer_names(model, ready, asked, layer), where)
     raw = _raw_maps(found, counterfactual, eigen_smooth, repeats)
     maps = join_layers(list(raw.values()), found.size, layer_reduce)
     if augment_smooth:
@@ -114,16 +115,15 @@ def grad_cam(
         for mirrored, factor in variants:
             image = found.batch[key] * factor
             varied = {**found.batch, key: image.flip(-1) if mirrored else image}
-            again = _raw_maps(
-                observe_prepared(model, varied, found.target, list(found.layers), **settings), counterfactual, eigen_smooth, repeats
-            )
+            observed = observe_prepared(model, varied, found.target, list(found.layers), where)
+            again = _raw_maps(observed, counterfactual, eigen_smooth, repeats)
             joined = normalize_maps(join_layers(list(again.values()), found.size, layer_reduce), "minmax")
             total = total + (joined.flip(-1) if mirrored else joined)
         maps = total / (1 + len(variants))
     return SaliencyMaps(normalize_maps(maps, normalize), raw, found.scores, found.output, found.batch, found.target)
 
 
-def _raw_maps(found: Observation, counterfactual: bool, eigen_smooth: bool, repeats: Repeats) -> dict[str, Tensor]:
+def _raw_maps(found: Observation[list[Evidence]], counterfactual: bool, eigen_smooth: bool, repeats: Repeats) -> dict[str, Tensor]:
     """A map for each layer; with `each`, for each run of a layer, "name[0]", "name[1]"."""
     maps: dict[str, Tensor] = {}
     for name, runs in found.layers.items():

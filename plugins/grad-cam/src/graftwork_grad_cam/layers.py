@@ -25,6 +25,7 @@ __all__ = [
     "find_layer",
     "find_layout",
     "first_norm",
+    "map_layers",
     "prefix_of",
     "suffix_of",
     "unreached_message",
@@ -92,6 +93,8 @@ def find_layout(
     Raises:
         InterfaceError: if the output has no positions, or its tokens do not fit the grid; the numbers are given.
     """
+    if len(shape) < 3:
+        raise InterfaceError(f"{layer} has no spatial positions: it gives {tuple(shape)}; take one that gives a map or tokens")
     if kind == "auto":
         kind = "tokens" if len(shape) == 3 else "nhwc" if _is_channels_last(shape, image) else "nchw"
     if len(shape) != (3 if kind == "tokens" else 4):
@@ -224,6 +227,24 @@ def find_layer(model: nn.Module, batch: Mapping[str, Any], target: Target, *, be
     raise InterfaceError(
         f"no layer of the {type(model).__name__} gives a map or tokens with positions; {explain_layers(model, trace.runs)}"
     )
+
+
+def map_layers(model: nn.Module, batch: Mapping[str, Any], target: Target) -> list[tuple[str, tuple[int, int]]]:
+    """The layers that give a map with channels first, by name, and their (h, w), in the order in which they finish.
+
+    A container comes after what it contains. Pooling and the model's output are left out, and so is what comes before the first
+    weights, which is the image made ready. One sample is traced.
+
+    Args:
+        model: whose layers.
+        batch: with the target's choices bound to it.
+        target: from output to score.
+    """
+    trace = _traced(model, take(batch, batch_length(model, batch), 1), target)
+    weighed = [any(True for _ in run.module.parameters(recurse=False)) for run in trace.runs]
+    runs = trace.runs[weighed.index(True) :] if True in weighed else []
+    maps = [run for run in runs if _is_map(run, trace, True) and not _is_channels_last(run.shape, trace.image)]
+    return [(run.name, (run.shape[2], run.shape[3])) for run in maps]
 
 
 def explain_layers(model: nn.Module, runs: Sequence[Any]) -> str:

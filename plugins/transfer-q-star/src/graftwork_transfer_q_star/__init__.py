@@ -1,0 +1,8 @@
+"""Transfer Q*: decoding-time alignment of a frozen language model (Chakraborty et al., 2024), for graftwork and on its own.
+
+Importing this imports no torch: every public name is loaded on first use.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -16,6 +16,7 @@ from graftwork import registry
 TOY = '''
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -100,6 +101,17 @@ class Follow(Objective):
         return Loss((classify(model, batch) - classify(self.teacher[0], batch).detach()).square().mean())
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How to go about it.
+
+    Args:
+        stride: samples that are passed over.
+    """
+
+    stride: Annotated[int, Field(ge=1)] = 1
+
+
 class Hits(Evaluator):
     """Share of hits."""
 
@@ -143,7 +155,9 @@ class Notes(Evaluator):
 
     needs = Backbone
 
-    def __init__(self, inner: Evaluator, models: list[Backbone] | None = None, note: Artifact | None = None):
+    def __init__(
+        self, inner: Evaluator, models: list[Backbone] | None = None, note: Artifact | None = None, pace: Pace | None = None
+    ):
         self.inner, self.models, self.note = inner, models or [], note
 
     def evaluate(self, model, data, run=None):

@@ -32,6 +32,13 @@ def test_show_prints_summary_type_range_default_and_description(graft: Graft) ->
     assert schema["properties"]["width"]["minimum"] == 1
 
 
+def test_show_lists_the_fields_of_a_parameter_that_is_a_record(graft: Graft) -> None:
+    shown = " ".join(graft("show", "notes").stdout.split())
+    assert "pace.stride │ int >= 1 │ 1 │ samples that are passed over" in shown
+    assert "note │ artifact | None" in shown
+    assert "note.type" not in shown
+
+
 def test_show_names_what_a_reference_must_offer(graft: Graft) -> None:
     assert "model (Backbone)" in graft("show", "follow").stdout
 

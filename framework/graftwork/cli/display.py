@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -52,10 +53,31 @@ def component_page(one: Registered, parameters: Mapping[str, Parameter]) -> None
     table = Table(expand=False)
     for heading in ("parameter", "type", "default", "description"):
         table.add_column(heading, no_wrap=heading == "parameter")
-    for parameter in parameters.values():
+    for name, parameter in _with_fields(parameters):
         default = "required" if parameter.required else repr(parameter.default)
-        table.add_row(parameter.name, escape(_type_name(parameter.annotation)), escape(default), escape(parameter.description))
+        table.add_row(name, escape(_type_name(parameter.annotation)), escape(default), escape(parameter.description))
     console.print(table)
+
+
+def _with_fields(parameters: Mapping[str, Parameter], prefix: str = "") -> Iterator[tuple[str, Parameter]]:
+    """Each parameter by name, followed by the fields of the dataclass that it takes, such as "policy.temperature"."""
+    from graftwork import config
+
+    for name, parameter in parameters.items():
+        yield f"{prefix}{name}", parameter
+        record = _record(parameter.annotation)
+        if record is not None:
+            yield from _with_fields(config.parameters(record), f"{prefix}{name}.")
+
+
+def _record(annotation: Any) -> type | None:
+    """The dataclass that is written as a mapping where this type is asked for."""
+    from graftwork.config import reference_kind
+
+    if isinstance(annotation, type) and is_dataclass(annotation):
+        return None if reference_kind(annotation) else annotation
+    inside = get_args(annotation)[:1] if get_origin(annotation) is Annotated else get_args(annotation)
+    return next((found for one in inside if (found := _record(one)) is not None), None)
 
 
 def _type_name(annotation: Any) -> str:

@@ -14,7 +14,6 @@ from graftwork_fisher_merging import (
     TaskHeads,
     Trial,
     diagonal_fisher,
-    ensemble_log_probabilities,
     lend_body,
     merge_models,
 )
@@ -91,15 +90,6 @@ def test_the_ensemble_averages_probabilities_and_not_logits(net) -> None:
     assert report.metrics["mean-accuracy"] == pytest.approx(sum(single) / 3)
     assert report.metrics["forward-passes"] == 3
     assert len(report.tables["members"].rows) == 4
-
-
-def test_one_sure_model_outvotes_two_that_are_not() -> None:
-    logits = [torch.tensor([[9.0, 0.0]]), torch.tensor([[0.0, 0.1]]), torch.tensor([[0.0, 0.1]])]
-    found = ensemble_log_probabilities(logits)
-    torch.testing.assert_close(found.exp(), torch.stack(logits).softmax(dim=2).mean(dim=0))
-    assert found.argmax().item() == 0
-    with pytest.raises(gw.DataError, match="the models of an ensemble tell 2, 3 classes apart; they need the same"):
-        ensemble_log_probabilities([torch.zeros(1, 2), torch.zeros(1, 3)])
 
 
 def test_members_keep_their_modes_and_empty_splits_are_told(net) -> None:

@@ -10,7 +10,6 @@ from .components import fisher_merge as fisher_merge
 from .components import fisher_merge_search as fisher_merge_search
 from .components import isotropic_merge as isotropic_merge
 from .ensemble import PredictionEnsemble as PredictionEnsemble
-from .ensemble import ensemble_log_probabilities as ensemble_log_probabilities
 from .evaluator import FisherDiagonal as FisherDiagonal
 from .evaluator import MergeSearchReport as MergeSearchReport
 from .fisher import DiagonalFisher as DiagonalFisher

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,30 +14,12 @@ from graftwork import DataError, Dataset, Evaluator, Report, Split, Table
 from graftwork.builtin.evaluators import classification_report
 from graftwork.interfaces import classify
 from graftwork.kinds.evaluator import evaluating, split_batches
+from graftwork.toolkit.ensembles import ensemble_log_probabilities
 
 if TYPE_CHECKING:
     from graftwork.run import Run
 
-__all__ = ["PredictionEnsemble", "ensemble_log_probabilities"]
-
-
-def ensemble_log_probabilities(logits: Sequence[Tensor]) -> Tensor:
-    """log 1/M sum_m softmax(logits_m), in float32: the logarithm of the mean of probabilities, not the mean of logarithms.
-
-    Args:
-        logits: M times (N, C).
-
-    Returns:
-        (N, C); may be used as logits.
-
-    Raises:
-        DataError: if the models' numbers of classes differ.
-    """
-    if len({one.shape for one in logits}) > 1:
-        raise DataError(
-            f"the models of an ensemble tell {', '.join(str(one.shape[1]) for one in logits)} classes apart; they need the same"
-        )
-    return torch.stack([one.float().log_softmax(dim=1) for one in logits]).logsumexp(dim=0) - math.log(len(logits))
+__all__ = ["PredictionEnsemble"]
 
 
 class PredictionEnsemble(Evaluator):

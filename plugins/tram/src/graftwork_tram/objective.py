@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from graftwork import Batch, ConfigError, Dataset, Engine, InterfaceError, Loss, Objective
-from graftwork.builtin.objectives import CrossEntropy
-from graftwork.interfaces import inputs, require
+from graftwork.interfaces import inputs
 from graftwork.kinds.objective import MakeOptimizer
+from graftwork.toolkit.wrapping import Around
 from graftwork_tram.ascent import NO_GRADIENT, Metric
 from graftwork_tram.divergence import Divergence, DivergenceName, Kernel, Reduction
 from graftwork_tram.regions import InputNoise, NoiseType, ShadowDtype
@@ -25,7 +25,7 @@ from graftwork_tram.step import Execution, StepSettings, TwoPasses
 from graftwork_tram.trust_region import RegionName, TrustRegion, make_region
 from graftwork_tram.two_pass import BatchNormMode, trained_parameters
 
-__all__ = ["TRAM", "Around", "SharpnessAware"]
+__all__ = ["TRAM", "SharpnessAware"]
 
 RADII: Mapping[str, float] = {"euclidean": 0.05, "adaptive": 0.5, "fisher": 0.1}
 """Usual radii of SAM, ASAM and Fisher-SAM."""
@@ -34,53 +34,6 @@ Eps = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Radius = Annotated[float, Field(ge=0)]
 Decay = Annotated[float, Field(gt=0, lt=1)]
-
-
-class Around(Objective):
-    """An objective around another: its feeds, keys, needs, optimisers, loss and export are those of the one inside.
-
-    Args:
-        base: the inner objective; None is cross-entropy.
-        user: name of the outer one, for messages.
-
-    Raises:
-        ConfigError: if the inner objective owns its step or its loop, which the outer one would not run.
-    """
-
-    def __init__(self, base: Objective | None, user: str):
-        super().__init__()
-        self.base = base if base is not None else CrossEntropy()
-        for method, what in (("update", "step"), ("fit", "loop")):
-            if getattr(type(self.base), method) is not getattr(Objective, method):
-                raise ConfigError(f"{user} owns the step, and so does {type(self.base).__name__}, which brings a {what} of its own")
-        self.feeds, self.keys, self.needs = self.base.feeds, self.base.keys, self.base.needs
-
-    def setup(self, model: Any, data: Dataset) -> None:
-        """Set the inner objective up.
-
-        Raises:
-            InterfaceError: if the model lacks what it needs.
-        """
-        require(model, self.base.needs, type(self.base).__name__)
-        self.base.setup(model, data)
-
-    def forward(self, model: Any, batches: Mapping[str, Batch], progress: float) -> Loss:
-        """The inner objective's loss."""
-        found = self.base(model, batches, progress)
-        return found if isinstance(found, Loss) else Loss(found)
-
-    def optimizers(self, model: Any, make: MakeOptimizer) -> Optimizer | Mapping[str, Optimizer]:
-        """The inner objective's optimisers, which take the steps; schedules are theirs."""
-        return self.base.optimizers(model, make)
-
-    def export(self, model: Any) -> Any:
-        """What the inner objective hands on; nothing of a history or of saved weights is in it."""
-        return self.base.export(model)
-
-    @property
-    def exports_model(self) -> bool:
-        """As the inner objective says."""
-        return self.base.exports_model
 
 
 class _TwoPassObjective(Around):

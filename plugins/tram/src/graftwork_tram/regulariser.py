@@ -11,8 +11,9 @@ from torch import nn
 
 from graftwork import Batch, Dataset, Engine, InterfaceError, Loss, Objective
 from graftwork.interfaces import inputs
+from graftwork.toolkit.wrapping import Around
 from graftwork_tram.divergence import Divergence, DivergenceName, Kernel, Reduction
-from graftwork_tram.objective import Around, Decay, Eps
+from graftwork_tram.objective import Decay, Eps
 from graftwork_tram.regions import InputNoise, NoiseType, ShadowDtype
 from graftwork_tram.trust_region import RegionName, TrustRegion, make_region
 from graftwork_tram.two_pass import BatchNormMode, frozen_batch_norm

@@ -1,0 +1,1 @@
+"""Parts that several plugins share; the framework itself never imports them."""

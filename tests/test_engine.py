@@ -277,6 +277,18 @@ class Exporting(Fit):
         return nn.Sequential(model, self.extra)
 
 
+def test_an_objective_may_end_training_and_the_step_that_does_is_the_last() -> None:
+    class Done(Fit):
+        def update(self, engine, batches):
+            if engine.steps_done == 2:
+                engine.stop()
+            return super().update(engine, batches)
+
+    engine = gw.Engine(net(), Done(), data(), gw.TrainConfig(steps=50), device="cpu")
+    engine.fit()
+    assert engine.steps_done == 3
+
+
 def test_what_an_objective_exports_is_handed_on_and_its_own_parameters_train() -> None:
     objective = Exporting()
     engine = gw.Engine(net(), objective, data(), gw.TrainConfig(epochs=1), device="cpu")

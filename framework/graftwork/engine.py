@@ -195,6 +195,10 @@ class Engine:
 
     # -- what an objective calls -----------------------------------------------------------------------------------------------
 
+    def stop(self) -> None:
+        """End training after this step, for objectives that know by themselves when they are done."""
+        self._stop = True
+
     def batches(self) -> Iterator[dict[str, Batch]]:
         """One dict of feed -> batch for each backward pass, until training is done; a shorter feed begins anew."""
         streams = {feed: self._cycle(feed) for feed in self._loaders}
@@ -348,7 +352,8 @@ class Engine:
         else:
             self._unimproved += 1
         self.history.append((self.steps_done, metrics[name]))
-        self._stop = spec.patience is not None and self._unimproved >= spec.patience
+        if spec.patience is not None and self._unimproved >= spec.patience:
+            self.stop()
         if self._log is not None:
             self._log(self.steps_done, {f"validate/{key}": float(number) for key, number in metrics.items()})
 

@@ -277,6 +277,23 @@ class Exporting(Fit):
         return nn.Sequential(model, self.extra)
 
 
+def test_after_step_follows_each_optimiser_step_once_and_comes_before_validation() -> None:
+    told: list[str] = []
+
+    class Following(Fit):
+        def after_step(self, model):
+            told.append("stepped")
+
+    class Looking(Decaying):
+        def evaluate(self, model, data, run=None):
+            told.append("validated")
+            return super().evaluate(model, data, run)
+
+    train(Following(), validator=Looking(), validate={"evaluate": "decaying"}, epochs=None, steps=4, accumulate=2)
+    assert told.count("stepped") == 4
+    assert told[-2:] == ["stepped", "validated"]
+
+
 def test_an_objective_may_end_training_and_the_step_that_does_is_the_last() -> None:
     class Done(Fit):
         def update(self, engine, batches):

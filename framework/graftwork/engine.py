@@ -209,6 +209,7 @@ class Engine:
                 stepped = self.accelerator.sync_gradients
             if stepped:
                 self.steps_done += 1
+                self.objective.after_step(self.model)
                 self._after_step()
 
     def loss(self, batches: Mapping[str, Batch]) -> Loss:

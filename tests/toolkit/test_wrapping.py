@@ -28,6 +28,9 @@ class Inner(gw.Objective):
     def forward(self, model, batches, progress):
         return torch.tensor(progress)
 
+    def after_step(self, model):
+        self.seen.append("stepped")
+
     def optimizers(self, model, make):
         return {"mine": make(list(model.parameters()))}
 
@@ -50,7 +53,8 @@ def test_it_says_what_the_inner_one_says() -> None:
     outer = Around(inner, "outer")
     assert (outer.feeds, outer.keys, outer.needs) == (inner.feeds, inner.keys, inner.needs)
     outer.setup(model, gw.Dataset({}))
-    assert inner.seen == ["setup"]
+    outer.after_step(model)
+    assert inner.seen == ["setup", "stepped"]
     assert outer(model, {}, 0.25).total.item() == 0.25
     assert list(outer.optimizers(model, lambda groups: torch.optim.SGD(groups, lr=0.1))) == ["mine"]
     assert outer.export(model) == "exported"

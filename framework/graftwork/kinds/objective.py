@@ -72,6 +72,9 @@ class Objective(nn.Module):
         engine.step()
         return loss
 
+    def after_step(self, model: Any) -> None:
+        """After each optimiser step, whoever took it: moving averages follow here, so that objectives around this one may own the step."""
+
     def optimizers(self, model: Any, make: MakeOptimizer) -> Optimizer | Mapping[str, Optimizer]:
         """The optimisers: by default one over the model (its `param_groups(lr)` where it has them) and the objective."""
         return make([*parameter_groups(model, make), *parameter_groups(self, make)])
@@ -82,7 +85,10 @@ class Objective(nn.Module):
             engine.record(self.update(engine, batches))
 
     def export(self, model: Any) -> Any:
-        """What the stage hands on, evaluates and saves: the model, by default; an objective that owns a head may join it here."""
+        """What the stage hands on, evaluates and saves: the model, by default; an objective that owns a head may join it here.
+
+        Validation asks for it in the middle of training, so the model that is trained must not change by it.
+        """
         return model
 
     @property

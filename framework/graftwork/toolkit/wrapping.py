@@ -49,6 +49,10 @@ class Around(Objective):
         found = self.base(model, batches, progress)
         return found if isinstance(found, Loss) else Loss(found)
 
+    def after_step(self, model: Any) -> None:
+        """What the inner objective does after a step."""
+        self.base.after_step(model)
+
     def optimizers(self, model: Any, make: MakeOptimizer) -> Optimizer | Mapping[str, Optimizer]:
         """The inner objective's optimisers, which take the steps; schedules are theirs."""
         return self.base.optimizers(model, make)

@@ -83,6 +83,7 @@ def test_what_is_handed_on_is_the_moving_average(pipeline, latents):
     for weight in weights[1:]:
         expected = 0.5 * expected + 0.5 * weight
     torch.testing.assert_close(exported.unet.conv_in.weight.detach(), expected)
+    assert torch.equal(pipeline.unet.conv_in.weight, weights[-1])  # what is trained keeps its own
 
 
 def test_an_overfitted_batch_is_denoised(pipeline, latents):

@@ -199,7 +199,7 @@ class ClusteredDenoising(Objective):
         return Loss(weighted.mean(), {**{f"cluster-{first + j}": loss for j, loss in enumerate(weighted)}, **figures})
 
     def update(self, engine: Engine, batches: Mapping[str, Batch]) -> Loss:
-        """A step of the multi-task method, then the average follows."""
+        """A step of the multi-task method."""
         loss = engine.loss(batches)
         figures: dict[str, Tensor] = {}
         if self.balancer is None:
@@ -208,9 +208,12 @@ class ClusteredDenoising(Objective):
         else:
             losses = torch.stack([loss.parts[f"cluster-{j}"] for j in range(self.k)])
             figures = balanced_step(engine, self.balancer, losses, self.max_norm)
-        if self.average is not None and engine.accelerator.sync_gradients:
-            self.average.update_parameters(self.denoiser.network)
         return Loss(loss.total, {**loss.parts, **figures})
+
+    def after_step(self, model: Any) -> None:
+        """The average follows."""
+        if self.average is not None:
+            self.average.update_parameters(self.denoiser.network)
 
     def export(self, model: Any) -> Any:
         """The pipeline with the averaged weights; the one that is trained keeps its own."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 from torch import nn
@@ -30,7 +31,6 @@ class Averages(nn.Module):
         for name, average in self.averages.items():
             average.update_parameters(networks[name])  # type: ignore[operator]
 
-    def copy_to(self, networks: Mapping[str, nn.Module]) -> None:
-        """Give the networks the averaged weights."""
-        for name, average in self.averages.items():
-            networks[name].load_state_dict(average.module.state_dict())  # type: ignore[union-attr]
+    def networks(self) -> dict[str, nn.Module]:
+        """Copies of the networks that have the averaged weights."""
+        return {name: copy.deepcopy(average.module).requires_grad_(True) for name, average in self.averages.items()}  # type: ignore[operator, union-attr]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
@@ -228,13 +229,13 @@ class Denoising(Objective):
         kind = scheduler.config.prediction_type
         return bounded / (ratio if kind == "epsilon" else ratio + 1 if kind == "v_prediction" else torch.ones_like(ratio))
 
-    def update(self, engine: Any, batches: Mapping[str, Batch]) -> Loss:
-        """A step, then the averages follow."""
-        loss = super().update(engine, batches)
-        self.averages.update(self.networks(engine.model))
-        return loss
+    def after_step(self, model: Any) -> None:
+        """The averages follow."""
+        self.averages.update(self.networks(model))
 
     def export(self, model: Any) -> Any:
-        """The pipeline with the averaged weights."""
-        self.averages.copy_to(self.networks(model))
-        return model
+        """A pipeline with the averaged weights; the one that is trained keeps its own."""
+        exported = copy.copy(model)
+        for name, network in self.averages.networks().items():
+            setattr(exported, name, network)
+        return exported

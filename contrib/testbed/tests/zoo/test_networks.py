@@ -18,12 +18,7 @@ from graftwork_testbed.zoo import networks
 from graftwork_testbed.zoo.catalogue import CARDS, VARIANTS
 from graftwork_testbed.zoo.networks import folder
 
-AWAITED = {"scene-vit"}
-"""Networks whose weights are not here yet: what is asked of them must fail, and a test fails once it does not."""
-
 EVERY = [*(name for name in CARDS if name not in VARIANTS), *(f"{name}/{one}" for name in VARIANTS for one in VARIANTS[name])]
-LATER = pytest.mark.xfail(raises=GraftworkError, strict=True, reason="its weights are not here yet")
-NAMES = [pytest.param(name, marks=LATER if name in AWAITED else ()) for name in EVERY]
 OFFERS = {
     "scene-diffusion": DiffusionPipeline,
     "scene-flow": DiffusionPipeline,
@@ -57,7 +52,7 @@ def scenes(tmp_path_factory):
         return digit_scenes(max_digits=1, train=1, val=1, test=200)["test"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERY)
 def test_it_loads_by_name_in_float32_and_offers_what_its_kind_does(name):
     model = load(name)
     assert isinstance(model, OFFERS.get(name.partition("/")[0], torch.nn.Module))
@@ -66,7 +61,7 @@ def test_it_loads_by_name_in_float32_and_offers_what_its_kind_does(name):
     assert all(parameter.isfinite().all() for parameter in floating)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERY)
 def test_it_loads_by_the_librarys_own_from_pretrained(name):
     card = CARDS[name.partition("/")[0]]
     module, _, loader = card.loader.rpartition(".")
@@ -79,7 +74,7 @@ def test_it_loads_by_the_librarys_own_from_pretrained(name):
             assert torch.equal(value.float(), state[key].float()), key
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERY)
 def test_its_card_says_how_it_was_made_and_what_it_is_worth(name):
     card = (folder(name) / "README.md").read_text()
     assert card.startswith("---\nlicense: apache-2.0")
@@ -111,7 +106,7 @@ def test_no_configuration_names_code_or_a_path_of_the_machine_that_made_it():
 
 @pytest.mark.parametrize(
     ("name", "column", "least"),
-    [("scene-resnet", "label", 0.9), pytest.param("scene-vit", "label", 0.9, marks=LATER), ("scene-colour", "colours", 0.9)],
+    [("scene-resnet", "label", 0.9), ("scene-vit", "label", 0.9), ("scene-colour", "colours", 0.9)],
 )
 def test_classifiers_read_scenes(name, column, least, scenes):
     batch = scenes.__getitems__(range(200))

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from graftwork.testing import Race, race
+from graftwork.testing import Race, median_seconds, race
 
 
 def test_both_run_in_turns_once_unmeasured() -> None:
@@ -20,6 +20,13 @@ def test_the_first_call_is_not_counted_and_the_median_is_told() -> None:
     found = race(lambda: time.sleep(next(waits)), lambda: None, rounds=3)
     assert 0.01 <= found.ours < 0.1
     assert found.theirs < 0.01
+
+
+def test_any_number_is_timed_in_turns() -> None:
+    calls: list[str] = []
+    found = median_seconds([lambda: calls.append("a"), lambda: time.sleep(0.02), lambda: calls.append("c")], rounds=2)
+    assert calls == ["a", "c"] * 3
+    assert found[1] == max(found) >= 0.02
 
 
 def test_processor_time_leaves_waiting_out() -> None:

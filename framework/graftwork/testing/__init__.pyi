@@ -1,4 +1,5 @@
 from .racing import Race as Race
+from .racing import median_seconds as median_seconds
 from .racing import race as race
 
-__all__ = ["Race", "race"]
+__all__ = ["Race", "median_seconds", "race"]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
 import graftwork as gw
+from graftwork.testing import median_seconds
 from graftwork_adaptive_guidance import AdaptiveGuidance, GuidedCall, guidance_cosine, guidance_similarities
 
 STEPS, SCALE, REPEATS = 20, 5.0, 3
@@ -38,18 +36,6 @@ def peer(pipeline: Any, call: GuidedCall, threshold: float) -> torch.Tensor:
     return torch.cat(drawn)
 
 
-def seconds_of(*functions: Callable[[], Any]) -> list[float]:
-    """Median seconds of each, taken in turn after one round that is not measured."""
-    taken: list[list[float]] = [[] for _ in functions]
-    for repeat in range(REPEATS + 1):
-        for function, found in zip(functions, taken, strict=True):
-            start = time.perf_counter()
-            function()
-            if repeat:
-                found.append(time.perf_counter() - start)
-    return [statistics.median(one) for one in taken]
-
-
 @pytest.mark.bench
 def test_adaptive_guidance_takes_the_share_of_time_that_its_rows_say(capsys: Any) -> None:
     pipeline = gw.model("zoo/scene-diffusion")
@@ -64,7 +50,9 @@ def test_adaptive_guidance_takes_the_share_of_time_that_its_rows_say(capsys: Any
 
     with torch.no_grad():
         torch.testing.assert_close(ours(), peer(pipeline, call, threshold), atol=1e-3, rtol=1e-3)
-        plain, adaptive, other = seconds_of(lambda: call.run(pipeline, output_type="latent"), ours, lambda: peer(pipeline, call, threshold))
+        plain, adaptive, other = median_seconds(
+            [lambda: call.run(pipeline, output_type="latent"), ours, lambda: peer(pipeline, call, threshold)], REPEATS, processor=True
+        )
     rows = guidance.costs[-1].rows / (2 * STEPS * len(PROMPTS))
     with capsys.disabled():
         print(f"\nplain {plain:.2f} s, AG {adaptive:.2f} s: {adaptive / plain:.3f} of its time for {rows:.3f} of its rows")
@@ -79,7 +67,7 @@ def test_the_cosine_is_a_hundredth_of_a_step(capsys: Any) -> None:
     latents = torch.randn(2 * size, unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
     text = torch.randn(2 * size, 24, unet.config.cross_attention_dim)
     with torch.no_grad():
-        step, cosine = seconds_of(lambda: unet(latents, 500, text), lambda: guidance_cosine(latents[:size], latents[size:]))
+        step, cosine = median_seconds([lambda: unet(latents, 500, text), lambda: guidance_cosine(latents[:size], latents[size:])], 20)
     with capsys.disabled():
         print(f"\ncosine {1e6 * cosine:.0f} us of {1e3 * step:.1f} ms a step: {100 * cosine / step:.2f} %")
     assert cosine < 0.01 * step

@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 import graftwork as gw
+from graftwork.testing import median_seconds
 from graftwork_denoising_task_clustering import ClusteredDenoising, cluster_intervals, log_snr, pcgrad, value_cost
 
 REPEATS, CHANNELS = 5, 8
-
-
-def race(functions: list[Callable[[], Any]], repeats: int = REPEATS) -> list[float]:
-    """Median processor seconds of each (of the clock on a GPU), taken in turn after one unmeasured round."""
-    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
-    seconds: list[list[float]] = [[] for _ in functions]
-    for repeat in range(repeats + 1):
-        for function, taken in zip(functions, seconds, strict=True):
-            start = clock()
-            function()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if repeat:
-                taken.append(clock() - start)
-    return [statistics.median(taken) for taken in seconds]
 
 
 def by_loop(values: Tensor, clusters: int) -> tuple[list[int], float]:
@@ -61,7 +44,7 @@ def by_loop(values: Tensor, clusters: int) -> tuple[list[int], float]:
 def test_the_dynamic_programme_is_a_hundred_times_faster_than_the_loop(capsys) -> None:
     snr = log_snr((1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)).cumprod(0))
     ours = cluster_intervals(value_cost(snr), 1000, 5)
-    (quick,) = race([lambda: cluster_intervals(value_cost(snr), 1000, 5)])
+    (quick,) = median_seconds([lambda: cluster_intervals(value_cost(snr), 1000, 5)], REPEATS, processor=True)
     start = time.process_time()
     starts, cost = by_loop(snr, 5)
     slow = time.process_time() - start
@@ -93,7 +76,7 @@ def test_steps_of_the_methods_against_plain_denoising(device, capsys) -> None:
         model = testbed.stable_diffusion(coder, [32, 48], text_width=64, text_layers=1)
         engine = gw.Engine(model, ClusteredDenoising(**settings, ema_decay=0), data, gw.TrainConfig(steps=1, batch_size=50), device=device)
         steps[name] = lambda engine=engine: engine.objective.update(engine, batch)
-    seconds = dict(zip(steps, race(list(steps.values())), strict=True))
+    seconds = dict(zip(steps, median_seconds(list(steps.values()), REPEATS, processor=True), strict=True))
     with capsys.disabled():
         for name, taken in seconds.items():
             print(f"\n{name}: {taken * 1e3:.0f} ms, {taken / seconds['plain']:.3f} of plain ({device})", end="")
@@ -109,7 +92,7 @@ def test_surgery_takes_no_longer_than_torchjds(device, capsys) -> None:
     peer, pair = aggregation.PCGrad(), torch.randn(2, 1000, device=device)
     torch.testing.assert_close(pcgrad(pair), peer(pair))  # of two losses the order makes no difference
     gradients = torch.randn(5, 1_500_000, device=device)
-    ours, theirs = race([lambda: pcgrad(gradients), lambda: peer(gradients)])
+    ours, theirs = median_seconds([lambda: pcgrad(gradients), lambda: peer(gradients)], REPEATS, processor=True)
     with capsys.disabled():
         print(f"\nk=5 P=1.5 million {device}: {ours * 1e3:.0f} ms against torchjd's {theirs * 1e3:.0f} ms, ratio {ours / theirs:.2f}")
     assert ours <= 1.1 * theirs

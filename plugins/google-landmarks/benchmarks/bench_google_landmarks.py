@@ -5,16 +5,14 @@ Times are of the process's CPU, one thread, so that other work on the machine do
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from graftwork.testing import median_seconds
 from graftwork_google_landmarks import (
     Matches,
     RetrievalPredictions,
@@ -29,18 +27,6 @@ from graftwork_google_landmarks import (
 )
 from graftwork_google_landmarks.solutions import USAGES
 from graftwork_google_landmarks.tables import Lists
-
-
-def race(*functions: Callable[[], Any], repeats: int = 3) -> list[float]:
-    """Median CPU seconds of each, taken in turn after one unmeasured round."""
-    taken: list[list[float]] = [[] for _ in functions]
-    for repeat in range(repeats + 1):
-        for function, seconds in zip(functions, taken, strict=True):
-            start = time.process_time()
-            function()
-            if repeat:
-                seconds.append(time.process_time() - start)
-    return [statistics.median(seconds) for seconds in taken]
 
 
 @pytest.fixture(autouse=True)
@@ -62,11 +48,12 @@ def test_top_100_of_50_000_takes_at_most_one_and_a_half_times_faiss(capsys) -> N
     ours, theirs = exact_topk(queries, gallery, 100, "dot"), index.search(queries.numpy(), 100)
     np.testing.assert_allclose(ours.scores.numpy(), theirs[0], atol=1e-6)
     assert (ours.indices.numpy() == theirs[1]).mean() > 0.999
-    seconds = race(
+    ways = [
         lambda: exact_topk(queries, gallery, 100, "dot"),
         lambda: index.search(queries.numpy(), 100),
         lambda: np.argsort(-(queries.numpy() @ gallery.numpy().T), axis=1)[:, :100],
-    )
+    ]
+    seconds = median_seconds(ways, 3, processor=True)
     with capsys.disabled():
         print(f"\ntop-100 of 50,000 x 512, 256 queries: {seconds[0]:.3f} s, faiss {seconds[1]:.3f} s, argsort {seconds[2]:.3f} s;", end=" ")
         print(f"{seconds[0] / seconds[1]:.2f} of faiss, argsort {seconds[2] / seconds[0]:.1f} times ours")
@@ -122,7 +109,7 @@ def test_scoring_is_at_least_ten_times_a_plain_loop(right: float, capsys) -> Non
 
     for mine, theirs in zip(ours(), plain_loop(listed, answered), strict=True):
         np.testing.assert_allclose(mine, theirs, atol=1e-12)
-    seconds = race(ours, lambda: plain_loop(listed, answered))
+    seconds = median_seconds([ours, lambda: plain_loop(listed, answered)], 3, processor=True)
     with capsys.disabled():
         print(f"\nscoring {count} x 100, {right:.0%} right: {seconds[0]:.3f} s, a loop {seconds[1]:.3f} s:", end=" ")
         print(f"{seconds[1] / seconds[0]:.1f} times")
@@ -148,7 +135,7 @@ def test_verification_of_many_pairs_is_at_least_ten_times_scikit_image(capsys) -
         return found
 
     assert np.abs(affine_inliers(matches).numpy() - np.array(theirs())).max() <= 1
-    seconds = race(lambda: affine_inliers(matches), theirs, repeats=1)
+    seconds = median_seconds([lambda: affine_inliers(matches), theirs], 1, processor=True)
     with capsys.disabled():
         print(f"\n64 pairs of 80 matches, 1000 trials: {seconds[0]:.3f} s against {seconds[1]:.3f} s, {seconds[1] / seconds[0]:.1f} times")
     assert seconds[1] >= 10 * seconds[0]

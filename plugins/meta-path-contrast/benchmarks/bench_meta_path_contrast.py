@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import resource
-import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 
 import pytest
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from graftwork.testing import median_seconds
 from graftwork_meta_path_contrast import LearnedPairWeights, cluster_pair_weights, weighted_info_nce
 
 NODES, WIDTH, TEMPERATURE, REPEATS = 2000, 64, 0.9, 3
@@ -58,18 +57,6 @@ def multiplied(anchors: Tensor, keys: Tensor, assignments: list[Tensor]) -> Tens
     return -(similarity.diagonal() / (similarity * weights).sum(dim=1)).log().mean()
 
 
-def race(*steps: Callable[[], Tensor]) -> list[float]:
-    """Median seconds of each, taken in turn after an unmeasured round."""
-    seconds: list[list[float]] = [[] for _ in steps]
-    for repeat in range(REPEATS + 1):
-        for step, taken in zip(steps, seconds, strict=True):
-            start = time.perf_counter()
-            step().backward()
-            if repeat:
-                taken.append(time.perf_counter() - start)
-    return [statistics.median(taken) for taken in seconds]
-
-
 def same_gradients(ours: Callable[[], Tensor], theirs: Callable[[], Tensor], leaves: list[Tensor]) -> None:
     found = [(loss := step(), *torch.autograd.grad(loss, leaves)) for step in (ours, theirs)]
     for one, other in zip(*found, strict=True):
@@ -81,7 +68,7 @@ def test_learned_weights_in_blocks_race_every_pair_at_once(capsys) -> None:
     anchors, keys, pairs = *embeddings(NODES), network()
     steps = (lambda: blocked(anchors, keys, pairs), lambda: whole(anchors, keys, pairs))
     same_gradients(*steps, [anchors, keys, *pairs.parameters()])
-    ours, theirs = race(*steps)
+    ours, theirs = median_seconds([lambda step=step: step().backward() for step in steps], REPEATS)
     with capsys.disabled():
         print(f"\nlearned weights, N={NODES}: {ours:.2f} s against {theirs:.2f} s, {theirs / ours:.1f} times")
     assert ours < theirs
@@ -94,7 +81,7 @@ def test_counted_weights_race_products_of_one_hot_matrices(capsys) -> None:
     assignments = [torch.randint(count, (2 * NODES,), generator=generator) for count in (100, 300)]
     steps = (lambda: counted(anchors, keys, assignments), lambda: multiplied(anchors, keys, assignments))
     same_gradients(*steps, [anchors, keys])
-    ours, theirs = race(*steps)
+    ours, theirs = median_seconds([lambda step=step: step().backward() for step in steps], REPEATS)
     with capsys.disabled():
         print(f"\ncounted weights, N={2 * NODES}: {ours:.2f} s against {theirs:.2f} s, {theirs / ours:.1f} times")
     assert ours < theirs * 1.5

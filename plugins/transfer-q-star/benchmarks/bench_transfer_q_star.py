@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from graftwork.testing import median_seconds
 from graftwork_transfer_q_star import TransferQProcessor, TransferSettings
 
 PREFIX, TOP_K, HORIZON, STEPS, REPEATS = 128, 10, 20, 4, 3
@@ -61,19 +61,6 @@ def clock(device: str) -> Callable[[], float]:
     return time.process_time if device == "cpu" else time.perf_counter
 
 
-def race(first: Callable[[], Any], second: Callable[[], Any], device: str, repeats: int = REPEATS) -> tuple[float, float]:
-    """Median seconds of each, taken in turn after one unmeasured round."""
-    now = clock(device)
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for repeat in range(repeats + 1):
-        for function, taken in zip((first, second), seconds, strict=True):
-            start = now()
-            function().cpu()  # waits for the device
-            if repeat:
-                taken.append(now() - start)
-    return statistics.median(seconds[0]), statistics.median(seconds[1])
-
-
 def prefix(rows: int, device: str) -> torch.Tensor:
     return torch.randint(1, 4096, (rows, PREFIX), generator=torch.Generator().manual_seed(0)).to(device)
 
@@ -98,7 +85,7 @@ def test_the_same_tokens_take_a_fraction_of_the_authors_loop(
         return torch.cat([peer(model, row[None]) for row in ids])
 
     assert torch.equal(ours(model, ids), loop())
-    mine, theirs = race(lambda: ours(model, ids), loop, device)
+    mine, theirs = median_seconds([lambda: ours(model, ids), loop], REPEATS, processor=True)
     tokens = rows * STEPS
     with capsys.disabled():
         size = f"{layers} layers of {width}, prompts: {rows}, {device}"

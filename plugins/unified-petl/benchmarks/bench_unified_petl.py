@@ -5,37 +5,23 @@ In one process on the same inputs; results are held equal before the race.
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
+from graftwork.testing import Race, race
 from graftwork_unified_petl import Modification, attach, petl_of
 
 MINILM = {"vocab_size": 1000, "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
-def race(first: Callable[[], Any], second: Callable[[], Any], repeats: int = 7) -> tuple[float, float]:
-    """Median seconds of each, taken in turn after one unmeasured round."""
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for repeat in range(repeats + 1):
-        for function, taken in zip((first, second), seconds, strict=True):
-            start = time.perf_counter()
-            function()
-            if repeat:
-                taken.append(time.perf_counter() - start)
-    return statistics.median(seconds[0]), statistics.median(seconds[1])
-
-
-def told(capsys: Any, what: str, ours: float, theirs: float) -> float:
+def told(capsys: Any, what: str, found: Race) -> float:
     with capsys.disabled():
-        print(f"\n{what}: {ours * 1e3:.1f} ms against {theirs * 1e3:.1f} ms, ratio {ours / theirs:.3f}")
-    return ours / theirs
+        print(f"\n{what}: {found}")
+    return found.ratio
 
 
 def encoder() -> Any:
@@ -64,7 +50,7 @@ def test_a_lora_step_is_not_slower_than_pefts(capsys: Any) -> None:
     theirs = peft.get_peft_model(encoder(), config)
     with torch.no_grad():
         torch.testing.assert_close(ours(tokens).last_hidden_state, theirs(tokens).last_hidden_state)
-    assert told(capsys, "LoRA step", *race(lambda: step(ours, tokens), lambda: step(theirs, tokens))) <= 1.05
+    assert told(capsys, "LoRA step", race(lambda: step(ours, tokens), lambda: step(theirs, tokens), 7)) <= 1.05
 
 
 @pytest.mark.bench
@@ -83,7 +69,7 @@ def test_generation_after_a_prefix_is_not_slower_than_pefts(capsys: Any) -> None
         torch.testing.assert_close(moved, theirs(tokens, attention_mask=mask).logits, rtol=1e-4, atol=1e-4)
     settings = {"attention_mask": mask, "max_new_tokens": 32, "min_new_tokens": 32, "do_sample": False}
     pair = (lambda: ours.generate(input_ids=tokens, **settings), lambda: theirs.generate(input_ids=tokens, **settings))
-    assert told(capsys, "prefix generation", *race(*pair, repeats=5)) <= 1.05
+    assert told(capsys, "prefix generation", race(*pair, 5)) <= 1.05
 
 
 @pytest.mark.bench
@@ -96,5 +82,5 @@ def test_mix_and_match_costs_little_more_than_the_frozen_forward(capsys: Any) ->
     ours, frozen = attach(encoder(), spec, seed=0), encoder().requires_grad_(False)
     with torch.no_grad():
         pair = (lambda: ours(tokens, attention_mask=mask), lambda: frozen(tokens, attention_mask=mask))
-        ratio = told(capsys, "MAM forward against the frozen one", *race(*pair))
+        ratio = told(capsys, "MAM forward against the frozen one", race(*pair, 7))
     assert ratio <= 1.1

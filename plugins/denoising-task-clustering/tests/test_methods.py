@@ -357,3 +357,18 @@ def test_a_step_weighs_each_gradient_by_half_the_inverse_variance_over_k(network
 def test_bad_input_is_named(make, message) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("balancer", [PCGrad(), PCGrad(chunks=2), NashMTL(3)])
+def test_losses_with_graphs_of_their_own_are_differentiated_through_these_alone(balancer):
+    layer, passes = nn.Linear(4, 1), []
+    losses = []
+    for index in range(3):
+        hidden = layer(torch.randn(5, 4, generator=torch.Generator().manual_seed(index)))
+        hidden.register_hook(lambda gradient, index=index: passes.append(index))
+        losses.append(hidden.square().mean())
+    Backward(layer).gram(losses)
+    assert passes == [0, 1, 2]
+    passes.clear()
+    balancer.backward(losses, layer)
+    assert len(passes) <= 3 * (1 + balancer.chunks if balancer.chunks else 1)

@@ -93,9 +93,9 @@ def test_the_peak_of_learned_weights_in_blocks_is_below_a_tenth(capsys) -> None:
         int(subprocess.run([sys.executable, __file__, form], check=True, capture_output=True, text=True).stdout)
         for form in ("ours", "theirs")
     ]
-    ours, theirs = (peak / 2**20 for peak in peaks)
+    ours, theirs = (peak / 2**20 for peak in peaks)  # 0 where importing torch had needed more than the step does
     with capsys.disabled():
-        print(f"\npeak above the start, N={NODES}: {ours:.0f} MiB against {theirs:.0f} MiB, {theirs / ours:.1f} times")
+        print(f"\npeak above the start, N={NODES}: {ours:.0f} MiB against {theirs:.0f} MiB")
     assert ours < theirs / 10
 
 

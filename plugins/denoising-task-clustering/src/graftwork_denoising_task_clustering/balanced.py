@@ -15,27 +15,27 @@ from graftwork.errors import nearest
 from graftwork.kinds.objective import MakeOptimizer
 from graftwork.toolkit.wrapping import Around
 from graftwork_denoising_task_clustering.balancer import Balancer
-from graftwork_denoising_task_clustering.gradients import Backward
+from graftwork_denoising_task_clustering.gradients import Backward, Losses
 from graftwork_denoising_task_clustering.nash import NashMTL
 from graftwork_denoising_task_clustering.pcgrad import PCGrad
 from graftwork_denoising_task_clustering.uncertainty import RATE, UncertaintyWeighting
 
 __all__ = ["NashMTLObjective", "PCGradObjective", "UncertaintyWeightingObjective", "balanced_step", "drawn_seed", "with_own_optimizer"]
 
-Losses = Annotated[list[str], Field(min_length=2)]
+Names = Annotated[list[str], Field(min_length=2)]
 Chunks = Annotated[int, Field(ge=1)]
 Every = Annotated[int, Field(ge=1)]
 Norm = Annotated[float, Field(gt=0)]
 Rate = Annotated[float, Field(gt=0)]
 
 
-def balanced_step(engine: Engine, balancer: Balancer, losses: Tensor, max_norm: float | None = None) -> dict[str, Tensor]:
+def balanced_step(engine: Engine, balancer: Balancer, losses: Losses, max_norm: float | None = None) -> dict[str, Tensor]:
     """One optimisation step on k losses: gradients by the balancer, clipping, and the engine's step.
 
     Args:
         engine: whose model and objective are trained; scaled, accumulated and averaged over processes as it is set.
         balancer: which makes one gradient of them.
-        losses: (k,).
+        losses: k of them.
         max_norm: largest norm of the gradient; `train.clip_norm` takes its place where it is given.
 
     Returns:
@@ -84,8 +84,8 @@ class _Balanced(Around):
             raise ConfigError(f"{user} needs at least 2 losses, each named once; found {losses}")
         self.losses, self.user = losses, user
 
-    def tasks(self, loss: Loss) -> Tensor:
-        """The losses, (k,): the named parts, or all that can be differentiated.
+    def tasks(self, loss: Loss) -> list[Tensor]:
+        """The losses, k scalars: the named parts, or all that can be differentiated.
 
         Raises:
             ConfigError: if one is missing, constant, or there are fewer than two.
@@ -100,7 +100,7 @@ class _Balanced(Around):
             raise ConfigError(
                 f"{self.user} needs at least 2 losses; {type(self.base).__name__} has the differentiable parts {', '.join(names) or 'none'}"
             )
-        return torch.stack([parts[name].float() for name in names])
+        return [parts[name].float() for name in names]
 
     def update(self, engine: Engine, batches: Mapping[str, Batch]) -> Loss:
         """One step of the method. The balancer's figures join the parts."""
@@ -118,7 +118,7 @@ class PCGradObjective(_Balanced):
             place of holding a gradient for each loss.
     """
 
-    def __init__(self, base: Objective, losses: Losses | None = None, chunks: Chunks | None = None):
+    def __init__(self, base: Objective, losses: Names | None = None, chunks: Chunks | None = None):
         super().__init__(base, losses, "pcgrad")
         self.balancer: PCGrad = PCGrad(chunks=chunks)
 
@@ -139,7 +139,7 @@ class NashMTLObjective(_Balanced):
         chunks: of layers whose gradients are held at once while the weights are found.
     """
 
-    def __init__(self, base: Objective, losses: Losses, every: Every = 25, max_norm: Norm | None = 1.0, chunks: Chunks = 1):
+    def __init__(self, base: Objective, losses: Names, every: Every = 25, max_norm: Norm | None = 1.0, chunks: Chunks = 1):
         super().__init__(base, losses, "nash-mtl")
         self.balancer = NashMTL(len(losses), every, chunks)
         self.max_norm = max_norm
@@ -154,7 +154,7 @@ class UncertaintyWeightingObjective(_Balanced):
         lr: of the log-variances, which have an optimiser of their own, without weight decay.
     """
 
-    def __init__(self, base: Objective, losses: Losses, lr: Rate = RATE):
+    def __init__(self, base: Objective, losses: Names, lr: Rate = RATE):
         super().__init__(base, losses, "uncertainty-weighting")
         self.balancer: UncertaintyWeighting = UncertaintyWeighting(len(losses))
         self.lr = lr

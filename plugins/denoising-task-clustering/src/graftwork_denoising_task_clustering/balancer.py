@@ -5,10 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
-from graftwork_denoising_task_clustering.gradients import Backward
+from graftwork_denoising_task_clustering.gradients import Backward, Losses
 
 __all__ = ["Balancer"]
 
@@ -22,27 +21,22 @@ class Balancer(nn.Module, ABC):
         return False
 
     @abstractmethod
-    def descend(self, losses: Tensor, backward: Backward) -> dict[str, Tensor]:
+    def descend(self, losses: Losses, backward: Backward) -> dict[str, Tensor]:
         """Put a step's gradient into `.grad`.
 
         Args:
-            losses: (k,), in graphs that can be differentiated.
+            losses: k of them, in graphs that can be differentiated.
             backward: how to differentiate them.
 
         Returns:
             Figures for the log: name -> 0-d tensor.
         """
 
-    def backward(self, losses: Tensor | Sequence[Tensor], parameters: Sequence[Tensor] | nn.Module) -> dict[str, Tensor]:
+    def backward(self, losses: Losses, parameters: Sequence[Tensor] | nn.Module) -> dict[str, Tensor]:
         """`descend` in a plain loop: in place of `loss.backward()`, before the optimiser's step.
 
         Args:
             losses: k scalars, or one tensor (k,).
             parameters: what they share and the optimiser trains, or the module that holds it.
         """
-        return self.descend(as_vector(losses), Backward(parameters))
-
-
-def as_vector(losses: Tensor | Sequence[Tensor]) -> Tensor:
-    """(k,) float32 of k scalars."""
-    return losses if isinstance(losses, Tensor) else torch.stack([loss.float() for loss in losses])
+        return self.descend(losses, Backward(parameters))

@@ -189,14 +189,14 @@ class ClusteredDenoising(Objective):
         errors = clustered_errors(self.denoiser, self.levels, samples, times, condition, cuts)
         weights = self.levels.weights(times, self.weighting, self.gamma)
         if apart:
-            weighted = torch.stack([(part * weight).mean() for part, weight in zip(errors, torch.split(weights, list(cuts)), strict=True)])
+            weighted = [(part * weight).mean() for part, weight in zip(errors, torch.split(weights, list(cuts)), strict=True)]
         else:
-            weighted = cluster_losses(errors[0] * weights, drawn.tasks, len(drawn.counts))
+            weighted = list(cluster_losses(errors[0] * weights, drawn.tasks, len(drawn.counts)))
         if self.reweight_density and self.interval is None:
-            weighted = weighted * self.groups.density_weights()
+            weighted = [loss * weight for loss, weight in zip(weighted, self.groups.density_weights(), strict=True)]
         first = self.interval or 0
         figures = {"mse": torch.cat(errors).detach().mean()}
-        return Loss(weighted.mean(), {**{f"cluster-{first + j}": loss for j, loss in enumerate(weighted)}, **figures})
+        return Loss(torch.stack(weighted).mean(), {**{f"cluster-{first + j}": loss for j, loss in enumerate(weighted)}, **figures})
 
     def update(self, engine: Engine, batches: Mapping[str, Batch]) -> Loss:
         """A step of the multi-task method."""
@@ -206,7 +206,7 @@ class ClusteredDenoising(Objective):
             engine.backward(loss.total)
             engine.step()
         else:
-            losses = torch.stack([loss.parts[f"cluster-{j}"] for j in range(self.k)])
+            losses = [loss.parts[f"cluster-{j}"] for j in range(self.k)]
             figures = balanced_step(engine, self.balancer, losses, self.max_norm)
         return Loss(loss.total, {**loss.parts, **figures})
 

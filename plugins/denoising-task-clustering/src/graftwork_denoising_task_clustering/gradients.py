@@ -3,32 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Backward", "check_losses", "gradient_matrix", "gram_matrix", "task_gram"]
+__all__ = ["Backward", "Losses", "as_vector", "check_losses", "gradient_matrix", "gram_matrix", "task_gram"]
 
 
-def check_losses(losses: Tensor) -> None:
-    """Raise ValueError unless `losses` is one vector of at least two losses."""
-    if losses.ndim != 1 or len(losses) < 2:
+Losses: TypeAlias = Tensor | Sequence[Tensor]
+"""k losses: one vector (k,), or k scalars. Scalars with graphs of their own stay apart; in a vector each would go back through all."""
+
+
+def check_losses(losses: Losses) -> None:
+    """Raise ValueError unless there are at least two losses: one vector, or as many scalars."""
+    if isinstance(losses, Tensor) and (losses.ndim != 1 or len(losses) < 2):
         raise ValueError(f"at least 2 losses are needed, as one vector; found shape {tuple(losses.shape)}")
+    if len(losses) < 2:
+        raise ValueError(f"at least 2 losses are needed; found {len(losses)}")
 
 
-def gradient_matrix(losses: Tensor, parameters: Sequence[Tensor], retain_graph: bool = True) -> Tensor:
+def as_vector(losses: Losses) -> Tensor:
+    """(k,) of a vector as it is, or float32 of k scalars."""
+    return losses if isinstance(losses, Tensor) else torch.stack([loss.float() for loss in losses])
+
+
+def gradient_matrix(losses: Losses, parameters: Sequence[Tensor], retain_graph: bool = True) -> Tensor:
     """(k, P) float32: the gradient of each loss, flat, in the order of the parameters; an unused parameter's entries are zero.
 
     One backward pass a loss; no parameter's `.grad` changes.
 
     Args:
-        losses: (k,), in one graph or in graphs of their own.
+        losses: k of them, in one graph or in graphs of their own.
         parameters: that require gradients; P is their size.
         retain_graph: keep the graph after the last loss.
     """
     sizes = [parameter.numel() for parameter in parameters]
-    found = torch.zeros(len(losses), sum(sizes), device=losses.device, dtype=torch.float32)
+    found = torch.zeros(len(losses), sum(sizes), device=losses[0].device, dtype=torch.float32)
     for index, loss in enumerate(losses):
         keep = retain_graph or index + 1 < len(losses)
         for place, gradient in zip(
@@ -45,14 +56,14 @@ def gram_matrix(gradients: Tensor) -> Tensor:
     return wide @ wide.T
 
 
-def task_gram(losses: Tensor, parameters: Sequence[Tensor], chunks: int = 1) -> Tensor:
+def task_gram(losses: Losses, parameters: Sequence[Tensor], chunks: int = 1) -> Tensor:
     """(k, k) Gram matrix of the losses' gradients, with those of one chunk of layers held at a time; the graph is kept.
 
     Memory is k P / chunks. A chunk's backward pass stops at its lowest layer, so that all of them together take about
     (chunks + 1) / 2 of a full one each.
 
     Args:
-        losses: (k,).
+        losses: k of them.
         parameters: as for `gradient_matrix`, in the order of the network.
         chunks: of about equal size.
 
@@ -61,7 +72,7 @@ def task_gram(losses: Tensor, parameters: Sequence[Tensor], chunks: int = 1) -> 
     """
     if chunks < 1:
         raise ValueError(f"chunks is at least 1; found {chunks}")
-    gram = torch.zeros(len(losses), len(losses), device=losses.device, dtype=torch.float32)
+    gram = torch.zeros(len(losses), len(losses), device=losses[0].device, dtype=torch.float32)
     for part in _chunks(parameters, chunks):
         gram += gram_matrix(gradient_matrix(losses, part))
     return gram
@@ -104,19 +115,19 @@ class Backward:
         self.scaler, self.average, self._backward = scaler, average, backward
         self.micro_batches, self.complete = micro_batches, complete
 
-    def matrix(self, losses: Tensor) -> Tensor:
+    def matrix(self, losses: Losses) -> Tensor:
         """(k, P) gradients, unscaled and averaged over processes."""
-        return self._mean(self._unscaled(gradient_matrix(self._scaled(losses), self.parameters, retain_graph=False), losses))
+        return self._mean(self._unscaled(gradient_matrix(self._scaled_all(losses), self.parameters, retain_graph=False)))
 
-    def gram(self, losses: Tensor, chunks: int = 1) -> Tensor:
+    def gram(self, losses: Losses, chunks: int = 1) -> Tensor:
         """(k, k) Gram matrix of the unscaled gradients; the graph is kept.
 
         Over several processes the gradients are averaged first, which holds them whole.
         """
         if self.average is not None:
-            return gram_matrix(self._mean(self._unscaled(gradient_matrix(self._scaled(losses), self.parameters), losses)))
-        scaled = task_gram(self._scaled(losses), self.parameters, chunks)
-        return scaled if self.scaler is None else scaled / self._scale(losses).square()
+            return gram_matrix(self._mean(self._unscaled(gradient_matrix(self._scaled_all(losses), self.parameters))))
+        scaled = task_gram(self._scaled_all(losses), self.parameters, chunks)
+        return scaled if self.scaler is None else scaled / self._scale(scaled).square()
 
     def add(self, loss: Tensor) -> None:
         """Add the gradients of a loss to `.grad`."""
@@ -132,15 +143,18 @@ class Backward:
             gradient = part.view_as(parameter).to(parameter.dtype)
             parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad + gradient
 
-    def _scaled(self, losses: Tensor) -> Tensor:
-        return losses if self.scaler is None else self.scaler.scale(losses)
+    def _scaled(self, loss: Tensor) -> Tensor:
+        return loss if self.scaler is None else self.scaler.scale(loss)
+
+    def _scaled_all(self, losses: Losses) -> Losses:
+        return self._scaled(losses) if isinstance(losses, Tensor) else [self._scaled(loss) for loss in losses]
 
     def _scale(self, like: Tensor) -> Tensor:
         scale: Tensor = self.scaler.scale(torch.ones((), device=like.device))  # on the device: get_scale() would wait for it
         return scale
 
-    def _unscaled(self, gradients: Tensor, losses: Tensor) -> Tensor:
-        return gradients if self.scaler is None else gradients / self._scale(losses)
+    def _unscaled(self, gradients: Tensor) -> Tensor:
+        return gradients if self.scaler is None else gradients / self._scale(gradients)
 
     def _mean(self, gradients: Tensor) -> Tensor:
         return gradients if self.average is None else self.average(gradients)

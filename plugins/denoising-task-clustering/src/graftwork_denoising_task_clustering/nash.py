@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from graftwork_denoising_task_clustering.balancer import Balancer
-from graftwork_denoising_task_clustering.gradients import Backward, check_losses
+from graftwork_denoising_task_clustering.gradients import Backward, Losses, as_vector, check_losses
 
 __all__ = ["NashMTL", "NashSolution", "nash_weights", "solve_nash"]
 
@@ -110,7 +110,7 @@ class NashMTL(Balancer):
         """Whether alpha is found anew."""
         return self._fresh and self.steps % self.every == 0
 
-    def descend(self, losses: Tensor, backward: Backward) -> dict[str, Tensor]:
+    def descend(self, losses: Losses, backward: Backward) -> dict[str, Tensor]:
         """See `Balancer.descend`. Figures: `nash_fallback`, and the smallest and largest weight.
 
         Raises:
@@ -124,7 +124,7 @@ class NashMTL(Balancer):
             solution = solve_nash(gram)
             self.weights.copy_(solution.weights)
             self.fallback.copy_(~solution.solved)
-        backward.add((self.weights * losses).mean())
+        backward.add((self.weights * as_vector(losses)).mean())
         self._fresh = backward.complete
         self.steps += backward.complete
         low, high = self.weights.aminmax()

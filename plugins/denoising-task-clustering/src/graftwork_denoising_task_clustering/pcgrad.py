@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from graftwork_denoising_task_clustering.balancer import Balancer
-from graftwork_denoising_task_clustering.gradients import Backward, check_losses, gram_matrix
+from graftwork_denoising_task_clustering.gradients import Backward, Losses, as_vector, check_losses, gram_matrix
 
 __all__ = ["PCGrad", "pcgrad", "pcgrad_coefficients", "projection_orders"]
 
@@ -97,17 +97,18 @@ class PCGrad(Balancer):
         """Always."""
         return True
 
-    def descend(self, losses: Tensor, backward: Backward) -> dict[str, Tensor]:
+    def descend(self, losses: Losses, backward: Backward) -> dict[str, Tensor]:
         """See `Balancer.descend`. `conflicts` is the share of pairs of losses whose gradients have a negative product.
 
         Raises:
             ValueError: if there are fewer than two losses.
         """
         check_losses(losses)
-        scaled = losses / len(losses)
+        count = len(losses)
+        scaled = losses / count if isinstance(losses, Tensor) else [loss / count for loss in losses]
         if self.chunks is not None:
             gram = backward.gram(scaled, self.chunks)
-            backward.add((self._weights(gram) * scaled).sum())
+            backward.add((self._weights(gram) * as_vector(scaled)).sum())
             return {"conflicts": _conflicts(gram)}
         found = backward.matrix(scaled) / backward.micro_batches
         self._pending = found if self._pending is None else self._pending + found

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from graftwork_denoising_task_clustering.balancer import Balancer
-from graftwork_denoising_task_clustering.gradients import Backward
+from graftwork_denoising_task_clustering.gradients import Backward, Losses, as_vector
 
 __all__ = ["UncertaintyWeighting"]
 
@@ -49,9 +49,9 @@ class UncertaintyWeighting(Balancer):
         scaled = losses.float() / len(losses)
         return 0.5 * (torch.exp(-self.log_variances) * scaled + self.log_variances).sum()
 
-    def descend(self, losses: Tensor, backward: Backward) -> dict[str, Tensor]:
+    def descend(self, losses: Losses, backward: Backward) -> dict[str, Tensor]:
         """See `Balancer.descend`: one backward pass, which reaches the log-variances too. Figures: smallest and largest weight."""
-        backward.add(self(losses))
+        backward.add(self(as_vector(losses)))
         low, high = self.log_variances.detach().neg().exp().mul(0.5).aminmax()
         return {"smallest_weight": low, "largest_weight": high}
 

@@ -12,6 +12,7 @@ import graftwork as gw
 from graftwork import ArtifactError, ConfigError, DataError, InterfaceError
 from graftwork_adaptive_guidance import (
     AdaptiveGuidance,
+    GuidanceFidelity,
     choose_threshold,
     guided_steps,
     image_similarity,
@@ -136,6 +137,11 @@ def test_images_alike_have_the_most_decibels_and_noise_the_right_ones() -> None:
     torch.testing.assert_close(structural, torch.ones(2))
     decibels, _ = image_similarity(image + 0.1, image)
     torch.testing.assert_close(decibels, torch.full((2,), 20.0), atol=1e-3, rtol=0)
+
+
+def test_a_comparison_on_no_prompt_is_refused():
+    with pytest.raises(ValueError, match="prompts is empty; give some, or none to read a split"):
+        GuidanceFidelity({"adaptive": AdaptiveGuidance()}, prompts=[])
 
 
 def test_baselines_are_given_at_least_the_cost_that_they_are_held_against(unet_pipeline: Any) -> None:

@@ -8,11 +8,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from graftwork import Dataset, Evaluator, Figure, Report, Split, Table
+from graftwork import Dataset, Figure, Report, Split, Table
 from graftwork.interfaces import DiffusionPipeline
 from graftwork.kinds.evaluator import evaluating
 from graftwork_adaptive_guidance.calibration import choose_threshold, guided_steps, saved_share, threshold_artifact
-from graftwork_adaptive_guidance.calls import GUIDANCE_SCALE, GuidedCall, batched_calls, evaluations_of, prompts_of
+from graftwork_adaptive_guidance.calls import GUIDANCE_SCALE, GuidedCall, PromptedEvaluator, evaluations_of
 from graftwork_adaptive_guidance.coefficients import CoefficientTable, FitMode, Mark, check_schedule
 from graftwork_adaptive_guidance.figure import draw_alignment
 from graftwork_adaptive_guidance.linear import fit_coefficients
@@ -47,7 +47,7 @@ def guidance_similarities(pipeline: Any, calls: list[GuidedCall], space: Space =
     return torch.cat(found, dim=1)
 
 
-class GuidanceAlignment(Evaluator):
+class GuidanceAlignment(PromptedEvaluator):
     """Runs plain guidance and reports gamma_t of every step and sample, the step at which AG would stop for a grid of thresholds, what
     that saves, and how well past predictions explain the unconditional ones, as LinearAG needs (Castillo et al., 2025).
 
@@ -100,21 +100,14 @@ class GuidanceAlignment(Evaluator):
             AdaptiveRule(threshold)
         if not 0 <= target_saving < 0.5:
             raise ValueError(f"target_saving is in [0, 0.5), since the conditional half is always run; found {target_saving}")
-        if prompts is not None and not prompts:
-            raise ValueError("prompts is empty; give some, or none to read a split")
-        self.split, self.key, self.prompts, self.limit, self.guidance_scale = split, key, prompts, limit, guidance_scale
-        self.steps, self.solver, self.negative_prompt, self.batch_size = steps, solver, negative_prompt, batch_size
+        super().__init__(split, key, prompts, limit, guidance_scale, steps, solver, negative_prompt, batch_size)
         self.space, self.thresholds, self.target_saving = space, thresholds, target_saving
         self.linear, self.mode, self.constant = linear, mode, constant
         self.schedule = None if schedule is None else check_schedule(schedule)
-        self.keys = (key,) if prompts is None else ()
 
     def evaluate(self, model: Any, data: Dataset, run: Run | None = None) -> Report:
         """Metrics of gamma, of the chosen threshold and of the fit; tables `steps`, `thresholds` and `estimates`; one figure."""
-        prompts = self.prompts if self.prompts is not None else prompts_of(data, self.split, self.key, self.limit)
-        prompts = prompts[: self.limit]
-        seed = getattr(run, "seed", 0) * 100_003
-        calls = batched_calls(prompts, seed, self.steps, self.guidance_scale, self.negative_prompt, self.batch_size)
+        prompts, calls = self.calls(data, run)
         with using_solver(model, self.solver):
             similarities = guidance_similarities(model, calls, self.space)
             table = self._fit(model, calls) if self.linear else None

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graftwork import ConfigError, DataError, Dataset
+from graftwork import ConfigError, DataError, Dataset, Evaluator
 from graftwork.interfaces import device_of
-from graftwork_adaptive_guidance.solvers import solver_steps
+from graftwork_adaptive_guidance.solvers import Solver, solver_steps
 
-__all__ = ["GUIDANCE_SCALE", "GuidedCall", "batched_calls", "evaluations_of", "guided_arguments", "prompts_of"]
+__all__ = ["GUIDANCE_SCALE", "GuidedCall", "PromptedEvaluator", "batched_calls", "evaluations_of", "guided_arguments", "prompts_of"]
 
 GUIDANCE_SCALE = 7.5
 """s where neither the call nor the guidance names one."""
@@ -144,3 +144,47 @@ def evaluations_of(pipeline: Any, steps: int) -> tuple[int, ...]:
     shift = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting", False) else {}  # moves the steps, adds none
     scheduler.set_timesteps(steps, **shift)
     return solver_steps(scheduler)
+
+
+class PromptedEvaluator(Evaluator):
+    """An evaluator that calls a pipeline on prompts, each from noise of its own seed.
+
+    Args:
+        split: of the prompts.
+        key: sample key of the prompts.
+        prompts: these instead of a split's.
+        limit: the first so many.
+        guidance_scale: s.
+        steps: of the sampler.
+        solver: that replaces the pipeline's own, or None.
+        negative_prompt: of every call.
+        batch_size: samples a call.
+
+    Raises:
+        ValueError: if prompts is empty.
+    """
+
+    def __init__(
+        self,
+        split: str,
+        key: str,
+        prompts: list[str] | None,
+        limit: int | None,
+        guidance_scale: float,
+        steps: int,
+        solver: Solver | None,
+        negative_prompt: str | None,
+        batch_size: int,
+    ):
+        if prompts is not None and not prompts:
+            raise ValueError("prompts is empty; give some, or none to read a split")
+        self.split, self.key, self.prompts, self.limit, self.guidance_scale = split, key, prompts, limit, guidance_scale
+        self.steps, self.solver, self.negative_prompt, self.batch_size = steps, solver, negative_prompt, batch_size
+        self.keys = (key,) if prompts is None else ()
+
+    def calls(self, data: Dataset, run: Any) -> tuple[list[str], list[GuidedCall]]:
+        """The prompts, and the calls that draw them; another seed of the run draws from other noise."""
+        prompts = self.prompts if self.prompts is not None else prompts_of(data, self.split, self.key, self.limit)
+        prompts = prompts[: self.limit]
+        seed = getattr(run, "seed", 0) * 100_003
+        return prompts, batched_calls(prompts, seed, self.steps, self.guidance_scale, self.negative_prompt, self.batch_size)

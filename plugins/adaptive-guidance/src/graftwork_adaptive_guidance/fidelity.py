@@ -14,9 +14,9 @@ from pydantic import Field
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from graftwork import Dataset, Evaluator, Figure, Guidance, InterfaceError, Report, Split, Table
+from graftwork import Dataset, Figure, Guidance, InterfaceError, Report, Split, Table
 from graftwork.interfaces import DiffusionPipeline
-from graftwork_adaptive_guidance.calls import GUIDANCE_SCALE, GuidedCall, batched_calls, evaluations_of, prompts_of
+from graftwork_adaptive_guidance.calls import GUIDANCE_SCALE, GuidedCall, PromptedEvaluator, evaluations_of
 from graftwork_adaptive_guidance.figure import draw_samples
 from graftwork_adaptive_guidance.guidance import GuidancePolicy
 from graftwork_adaptive_guidance.policy import pattern_policy
@@ -60,7 +60,7 @@ class _Drawn:
     seconds: float
 
 
-class GuidanceFidelity(Evaluator):
+class GuidanceFidelity(PromptedEvaluator):
     """Draws the same noise by plain guidance and by cheaper ways, and reports how near these come and what they cost (Castillo et al.,
     2025).
 
@@ -108,16 +108,11 @@ class GuidanceFidelity(Evaluator):
         if match not in guidances:
             raise ValueError(f'match is one of {", ".join(guidances)}; found "{match}"')
         self.guidances, self.match = dict(guidances), match
-        self.split, self.key, self.prompts, self.limit, self.guidance_scale = split, key, prompts, limit, guidance_scale
-        self.steps, self.solver, self.negative_prompt, self.batch_size = steps, solver, negative_prompt, batch_size
-        self.keys = (key,) if prompts is None else ()
+        super().__init__(split, key, prompts, limit, guidance_scale, steps, solver, negative_prompt, batch_size)
 
     def evaluate(self, model: Any, data: Dataset, run: Run | None = None) -> Report:
         """Metrics NAME/psnr, NAME/ssim, NAME/nfe and NAME/saved; a table of them with seconds; pictures."""
-        prompts = self.prompts if self.prompts is not None else prompts_of(data, self.split, self.key, self.limit)
-        prompts = prompts[: self.limit]
-        seed = getattr(run, "seed", 0) * 100_003
-        calls = batched_calls(prompts, seed, self.steps, self.guidance_scale, self.negative_prompt, self.batch_size)
+        prompts, calls = self.calls(data, run)
         with using_solver(model, self.solver):
             places = evaluations_of(model, self.steps)
             drawn = {PLAIN: self._draw(model, calls, None, 2 * len(places))}

@@ -4,6 +4,7 @@ from .component import Component as Component
 from .component import Paper as Paper
 from .engine import Engine as Engine
 from .errors import ArtifactError as ArtifactError
+from .errors import CheckpointError as CheckpointError
 from .errors import ConfigError as ConfigError
 from .errors import DataError as DataError
 from .errors import GraftworkError as GraftworkError

@@ -4,38 +4,30 @@ from __future__ import annotations
 
 import math
 import os
-import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader
 
-from graftwork.errors import ConfigError, DataError, nearest
-from graftwork.interfaces import input_keys, require
-from graftwork.kinds.dataset import Batch, Dataset, to_device
+from graftwork.checkpoint import Checkpoints
+from graftwork.errors import CheckpointError, ConfigError, DataError, nearest
+from graftwork.feeds import Feed, feed_keys, feed_splits, missing_keys
+from graftwork.interfaces import require
+from graftwork.kinds.dataset import Batch, Dataset
 from graftwork.kinds.evaluator import Evaluator, evaluating
-from graftwork.kinds.objective import INPUTS, Loss, Objective
+from graftwork.kinds.objective import Loss, Objective
+from graftwork.randomness import random_state, seed_everything, set_random_state
 from graftwork.training import OptimizerFactory, TrainConfig, make_schedule
 
-__all__ = ["Engine", "feed_splits", "missing_keys", "pick_device", "seed_everything"]
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python's, NumPy's and torch's global generators, on every device."""
-    random.seed(seed)
-    numpy.random.seed(seed % 2**32)  # noqa: NPY002 - the libraries that plugins call draw from the global one
-    torch.manual_seed(seed)
+__all__ = ["Engine", "pick_device"]
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -53,36 +45,6 @@ def pick_device(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ConfigError(f'device "{name}" is not to be had here: {str(error).splitlines()[0]}') from None
     return device
-
-
-def feed_splits(objective: Objective | type[Objective], data: Dataset, feeds: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """Which split each feed draws from, and what is wrong with that.
-
-    Args:
-        objective: what will be trained (its class, where it cannot be built yet).
-        data: the dataset.
-        feeds: `train.feeds`; a feed that it leaves out takes the split of its own name.
-    """
-    names = tuple(objective.feeds) or tuple(feeds) or ("train",)
-    label = objective.__name__ if isinstance(objective, type) else type(objective).__name__
-    problems = [
-        f'{label} has no feed "{feed}"{nearest(feed, names)}; it draws from {", ".join(names)}' for feed in feeds if feed not in names
-    ]
-    splits = {feed: feeds.get(feed, feed) for feed in names}
-    for feed, split in splits.items():
-        if split not in data:
-            how = "" if feed in feeds else f"; name one: feeds: {{{feed}: SPLIT}}"
-            problems.append(f'feed "{feed}" draws from split "{split}", which the dataset lacks; it has {", ".join(data)}{how}')
-        elif len(data[split]) == 0:
-            problems.append(f'feed "{feed}" draws from split "{split}", which is empty')
-    return splits, problems
-
-
-def missing_keys(wanted: Sequence[str], model: Any, data: Dataset, split: str) -> list[str]:
-    """Keys that the first sample of a split lacks, `INPUTS` standing for the model's own (unknown while `model` is None)."""
-    keys = [key for name in wanted for key in ((() if model is None else input_keys(model)) if name == INPUTS else (name,))]
-    sample = data[split][0]
-    return [key for key in keys if key not in sample]
 
 
 class _Joined(nn.Module):
@@ -115,7 +77,7 @@ class Engine:
         validator: an evaluator on a validation split; needs `train.validate`.
         log: called with (step, metrics) for each row of figures.
         tick: called with (step, total, metrics) about ten times a second, for a progress bar.
-        checkpoints: folder for the best weights; a temporary one by default.
+        checkpoints: where checkpoints and the best weights are kept, and what to go on from; none, and a temporary folder, by default.
 
     Attributes:
         progress: share of training done, in [0, 1].
@@ -141,7 +103,7 @@ class Engine:
         validator: Evaluator | None = None,
         log: Callable[[int, dict[str, float]], None] | None = None,
         tick: Callable[[int, int, dict[str, float]], None] | None = None,
-        checkpoints: Path | None = None,
+        checkpoints: Checkpoints | None = None,
     ):
         require(model, objective.needs, type(objective).__name__)
         self.model, self.objective, self.data, self.train, self.seed = model, objective, data, train, seed
@@ -149,6 +111,7 @@ class Engine:
         self.steps_done, self.total_steps = 0, 0
         self.history: list[tuple[int, float]] = []
         self._figures: dict[str, Tensor] = {}
+        self._shown: dict[str, float] = {}
         self._counts: dict[str, int] = {}
         self._stop = False
         self._best_value, self._unimproved = -math.inf, 0
@@ -163,8 +126,8 @@ class Engine:
         wrapped = self.accelerator.prepare(self.joined, *named.values())
         self.wrapped, *prepared = wrapped if named else (wrapped,)
         self.optimizers = dict(zip(named, prepared, strict=True))
-        self._loaders = {feed: self._loader(index, feed, split) for index, (feed, split) in enumerate(self._splits.items())}
-        longest = max((len(loader) for loader in self._loaders.values()), default=1)
+        self._feeds = {name: self._feed(index, name, split) for index, (name, split) in enumerate(self._splits.items())}
+        longest = max((len(feed) for feed in self._feeds.values()), default=1)
         self.steps_per_epoch = max(1, longest // train.accumulate)
         self.total_steps = train.steps if train.steps is not None else (train.epochs or 0) * self.steps_per_epoch
         self._schedules = {name: make_schedule(optimizer, train.schedule, self.total_steps) for name, optimizer in named.items()}
@@ -184,14 +147,73 @@ class Engine:
         seed_everything(self.seed)
         self.joined.train()
         with tempfile.TemporaryDirectory() as folder:
-            self._best = (self._checkpoints or Path(folder)) / "best.safetensors"
-            self.objective.fit(self)
-            self._flush()
-            if self._best.exists():
-                state = load_file(self._best, device=str(self.device))
-                self.joined.load_state_dict(state, strict=False)
+            self._kept = self._checkpoints or Checkpoints(Path(folder), minutes=None)
+            held = self._kept.latest()
+            if held is None:
+                self._kept.clear()
+            else:
+                self.load_state_dict(held)
+            if held is None or not held["finished"]:
+                self.objective.fit(self)
+                self._flush()
+                if self._checkpoints is not None:
+                    self._kept.save(self.steps_done, {"finished": True, **self.state_dict(optimizers=False)})
+            best = self._kept.best()
+            if best is not None:
+                self.joined.load_state_dict(best, strict=False)
         self.joined.eval()
         return self.objective.export(self.model)
+
+    def state_dict(self, optimizers: bool = True) -> dict[str, Any]:
+        """Everything that training carries from step to step: weights, optimisers, schedules, positions, random states, figures.
+
+        Args:
+            optimizers: with optimisers and schedules; without, the state of a training that is over.
+        """
+        state = {
+            "joined": self.joined.state_dict(),
+            "feeds": {name: feed.state_dict() for name, feed in self._feeds.items()},
+            "data": self.data.state_dict(),
+            "random": random_state(),
+            "steps": self.steps_done,
+            "stopped": self._stop,
+            "history": self.history,
+            "best": [self._best_value, self._unimproved],
+            "figures": self._figures,
+            "counts": self._counts,
+            "shown": self._shown,
+        }
+        if optimizers:
+            state["optimizers"] = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
+            state["schedules"] = {name: schedule.state_dict() for name, schedule in self._schedules.items()}
+            if self.accelerator.scaler is not None:
+                state["scaler"] = self.accelerator.scaler.state_dict()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state: of the same objective, model, data and settings.
+
+        Raises:
+            CheckpointError: if weights or optimisers are others than these.
+        """
+        try:
+            self.joined.load_state_dict(state["joined"])
+            for name, optimizer in state.get("optimizers", {}).items():
+                self.optimizers[name].load_state_dict(optimizer)
+            for name, schedule in state.get("schedules", {}).items():
+                self._schedules[name].load_state_dict(schedule)
+            if "scaler" in state and self.accelerator.scaler is not None:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+            for name, feed in self._feeds.items():
+                feed.load_state_dict(state["feeds"][name])
+            self.data.load_state_dict(state["data"])
+        except (RuntimeError, KeyError, ValueError) as error:
+            raise CheckpointError(f"the checkpoint is of another training: {error}") from None
+        self.steps_done, self._stop, self.history = state["steps"], state["stopped"], [tuple(one) for one in state["history"]]
+        self._best_value, self._unimproved = state["best"]
+        self._figures = {name: figure.to(self.device) for name, figure in state["figures"].items()}
+        self._counts, self._shown = dict(state["counts"]), dict(state["shown"])
+        set_random_state(state["random"])
 
     # -- what an objective calls -----------------------------------------------------------------------------------------------
 
@@ -201,7 +223,7 @@ class Engine:
 
     def batches(self) -> Iterator[dict[str, Batch]]:
         """One dict of feed -> batch for each backward pass, until training is done; a shorter feed begins anew."""
-        streams = {feed: self._cycle(feed) for feed in self._loaders}
+        streams = {name: iter(feed) for name, feed in self._feeds.items()}
         while self.steps_done < self.total_steps and not self._stop:
             batches = {feed: next(stream) for feed, stream in streams.items()}
             with self.accelerator.accumulate(self.wrapped):
@@ -268,37 +290,17 @@ class Engine:
             raise DataError("; ".join(problems))
         return splits
 
-    def _loader(self, index: int, feed: str, split: str) -> DataLoader[Any]:
-        samples: Any = self.data[split]
-        size = self.train.batch_size_of(feed)
-        generator = torch.Generator().manual_seed((self.seed << 8) + index)
-        composed = self.data.batch_sampler(split, size, generator)
-        how: dict[str, Any] = (
-            {"batch_sampler": composed}
-            if composed is not None
-            else {"batch_size": size, "shuffle": True, "drop_last": len(samples) >= size * self.accelerator.num_processes}
+    def _feed(self, index: int, name: str, split: str) -> Feed:
+        return Feed(
+            name,
+            self.data,
+            split,
+            batch_size=self.train.batch_size_of(name),
+            seed=(self.seed << 8) + index,
+            workers=self.train.workers,
+            accelerator=self.accelerator,
+            keys=feed_keys(self.objective, name, self.model),
         )
-        loader: DataLoader[Any] = DataLoader(
-            samples,
-            collate_fn=self.data.collate,
-            generator=generator,
-            num_workers=self.train.workers,
-            persistent_workers=self.train.workers > 0,
-            pin_memory=self.device.type == "cuda",
-            **how,
-        )
-        return self.accelerator.prepare_data_loader(loader) if self.accelerator.num_processes > 1 else loader
-
-    def _cycle(self, feed: str) -> Iterator[Batch]:
-        """A feed's batches without end, with no key but those that the objective reads."""
-        wanted = self.objective.keys.get(feed)
-        keys = None if wanted is None else [key for name in wanted for key in (input_keys(self.model) if name == INPUTS else (name,))]
-        while True:
-            count = 0
-            for count, batch in enumerate(self._loaders[feed], start=1):  # noqa: B007
-                yield to_device(batch if keys is None else {key: batch[key] for key in keys}, self.device)
-            if not count:
-                raise DataError(f'feed "{feed}" gave no batch: its sampler is empty')
 
     def _after_step(self) -> None:
         now = time.monotonic()
@@ -306,7 +308,7 @@ class Engine:
             self._flush()
         if self._tick is not None and (now - getattr(self, "_ticked", 0.0) > 0.1 or self.steps_done == self.total_steps):
             self._ticked = now
-            self._tick(self.steps_done, self.total_steps, getattr(self, "_shown", {}))
+            self._tick(self.steps_done, self.total_steps, self._shown)
         ended = self.steps_done % self.steps_per_epoch == 0
         if ended:
             self.data.refresh(self.model)
@@ -314,6 +316,8 @@ class Engine:
         unit = 1 if self.train.steps is not None else self.steps_per_epoch
         if self.validator is not None and (self.steps_done % (every * unit) == 0 or self.steps_done == self.total_steps):
             self._validate()
+        if self._checkpoints is not None and self.objective.resumable and self._checkpoints.due(self.steps_done):
+            self._checkpoints.save(self.steps_done, {"finished": False, **self.state_dict()})
 
     def _flush(self) -> None:
         """Hand the means since the last row to the log: the one place where training waits for the device."""
@@ -343,13 +347,7 @@ class Engine:
         value = metrics[name] if spec.direction == "higher" else -metrics[name]
         if math.isfinite(value) and value > self._best_value:
             self._best_value, self._unimproved = value, 0
-            state = {
-                key: held.detach().clone(memory_format=torch.contiguous_format)
-                for key, held in self.joined.state_dict().items()
-                if isinstance(held, Tensor)
-            }
-            self._best.parent.mkdir(parents=True, exist_ok=True)
-            save_file(state, self._best)
+            self._kept.save_best(self.joined.state_dict())
         else:
             self._unimproved += 1
         self.history.append((self.steps_done, metrics[name]))

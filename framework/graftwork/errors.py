@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 __all__ = [
     "ArtifactError",
+    "CheckpointError",
     "ConfigError",
     "DataError",
     "GraftworkError",
@@ -48,6 +49,10 @@ class DataError(GraftworkError):
 
 class ArtifactError(GraftworkError):
     """An artifact is of another type, or was made from another model or other data."""
+
+
+class CheckpointError(GraftworkError):
+    """A checkpoint is damaged, or a state cannot be kept in one."""
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from graftwork.document import KeyPath
-from graftwork.engine import feed_splits, missing_keys
 from graftwork.errors import ConfigError, GraftworkError, nearest
+from graftwork.feeds import feed_splits, missing_keys
 from graftwork.interfaces import missing_members
 from graftwork.kinds.dataset import Dataset
 from graftwork.kinds.objective import Objective

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
-from graftwork import artifact
 from graftwork.assembly import assemble, stages_behind
 from graftwork.document import Document
-from graftwork.engine import Engine, pick_device, seed_everything
+from graftwork.engine import pick_device
 from graftwork.errors import GraftworkError
-from graftwork.kinds.dataset import Dataset
-from graftwork.kinds.evaluator import Evaluator
-from graftwork.plan import From, Part, Plan, Stage, build
+from graftwork.execution import Execution
+from graftwork.files import PART
+from graftwork.plan import Plan
 from graftwork.registry import Registry, installed
+from graftwork.reuse import StageCache, changes, flat
 from graftwork.run import Observer, Run
 
 __all__ = ["Pipeline", "Result"]
@@ -32,13 +28,13 @@ class Result:
 
     Args:
         metrics: "stage/metric" -> number.
-        models: stage -> its model, as the stage hands it on.
+        models: stage -> its model, as the stage hands it on; one that this process did not make is restored when it is asked for.
         path: the run directory, or None when nothing was kept.
         run: the run, with its reports.
     """
 
     metrics: dict[str, float]
-    models: dict[str, Any]
+    models: Mapping[str, Any]
     path: Path | None
     run: Run
 
@@ -110,6 +106,8 @@ class Pipeline:
         device: str | None = None,
         stages: Iterable[str] | None = None,
         observer: Observer | None = None,
+        resume: bool = False,
+        reuse: bool = False,
     ) -> Result:
         """Run every stage.
 
@@ -119,6 +117,9 @@ class Pipeline:
             device: such as "cpu" or "cuda:1"; None is the GPU where there is one.
             stages: run only these (with whatever they take from included); all by default.
             observer: told what happens.
+            resume: go on in `out`, which a run of this pipeline left unfinished; it ends as an unbroken one.
+            reuse: take stages that other runs have finished, where nothing that they depend on has changed: configuration, seed, device,
+                versions, code of what is installed in place, files. What is kept in `out` is theirs, and says so.
 
         Raises:
             PipelineError: if the pipeline has a problem; nothing was trained or written then.
@@ -128,20 +129,51 @@ class Pipeline:
         if stages is not None:
             _keep(data, list(stages))
         where = pick_device(device)
+        path = Path(out) if out is not None else None
+        if resume:
+            _check_former(path, data)
         plan = assemble(replace(self.document, data=data), self.registry)
-        run = Run(Path(out) if out is not None else None, plan.name, plan.seed, where, data, observer, self.registry.hooks)
+        run = Run(path, plan.name, plan.seed, where, data, observer, self.registry.hooks, resume)
         try:
-            models = _Execution(plan, run).stages()
+            models = Execution(plan, run, StageCache() if reuse and path is not None else None).stages()
+            if path is not None:
+                from graftwork.report import write_page
+
+                write_page(path)
         except BaseException:
             run.finish("failed")
             raise
-        if run.path is not None:
-            from graftwork.report import write_page
-
-            write_page(run.path)
         run.finish()
         metrics = {f"{stage}/{name}": value for stage, found in run.results.items() for name, value in found.items()}
         return Result(metrics, models, run.path, run)
+
+    @classmethod
+    def of_run(cls, path: str | Path) -> Pipeline:
+        """The pipeline that a run directory was made by, to go on with: `Pipeline.of_run(path).run(path, resume=True)`.
+
+        Raises:
+            GraftworkError: if the directory is no run's.
+        """
+        file = Path(path) / "pipeline.yaml"
+        if not file.is_file():
+            raise GraftworkError(f"{path} is no run: it has no pipeline.yaml")
+        return cls(Document.read(file))
+
+
+def _check_former(path: Path | None, data: Mapping[str, Any]) -> None:
+    """Hold a pipeline against the one that a directory was made by.
+
+    Raises:
+        GraftworkError: if there is no run, or it is of another pipeline; the differences are named.
+    """
+    if path is None:
+        raise GraftworkError("a run that is gone on with is a directory: give `out`")
+    held = {file.name for file in path.iterdir() if not file.name.endswith(PART)} if path.is_dir() else set()
+    if not held or held == {"metrics.jsonl"}:
+        return  # it was killed before it had written what it is
+    former = Pipeline.of_run(path).document.data
+    if differing := changes(dict(flat(former)), dict(flat(dict(data)))):
+        raise GraftworkError(f"{path} is a run of another pipeline: {'; '.join(differing)}. Run this one into a directory of its own")
 
 
 def _keep(data: dict[str, Any], wanted: list[str]) -> None:
@@ -153,99 +185,3 @@ def _keep(data: dict[str, Any], wanted: list[str]) -> None:
     kept = set(wanted).union(*(stages_behind(stages, name) for name in wanted))
     data["stages"] = {name: stage for name, stage in stages.items() if name in kept}
     data.pop("claim", None)
-
-
-class _Execution:
-    """Runs a plan's stages in order, handing each what it takes from earlier ones."""
-
-    def __init__(self, plan: Plan, run: Run):
-        self.plan, self.run = plan, run
-        self.models: dict[str, Any] = {}
-
-    def stages(self) -> dict[str, Any]:
-        """Run them all; give stage -> model."""
-        for index, stage in enumerate(self.plan.stages.values()):
-            self.run.observer.stage_started(stage.name, index, len(self.plan.stages))
-            started = time.perf_counter()
-            self._run(stage)
-            self.run.timings[stage.name] = round(time.perf_counter() - started, 3)
-            self.run.observer.stage_finished(stage.name, self.run.results.get(stage.name, {}))
-        return self.models
-
-    def _build(self, part: Part) -> Any:
-        return build(part, self._fetch, self.run.device)
-
-    def _fetch(self, part: From) -> Any:
-        stage = self.plan.stages[part.stage]
-        if part.kind == "dataset":
-            return stage.data
-        if part.kind == "model":
-            return _to(self.models[part.stage], self.run.device)
-        return self._artifact(part)
-
-    def _artifact(self, part: From) -> artifact.Artifact:
-        """An artifact that an evaluator of an earlier stage reported, by its name or "label/name"."""
-        found = {
-            key: made
-            for label, report in self.run.reports.get(part.stage, {}).items()
-            for name, made in report.artifacts.items()
-            for key in (name, f"{label}/{name}")
-        }
-        if part.name not in found:
-            raise GraftworkError(f'stage "{part.stage}" made no artifact "{part.name}"; it made {", ".join(found) or "none"}')
-        return found[part.name]
-
-    def _run(self, stage: Stage) -> None:
-        run = self.run
-        seed = run.seed + stage.seed
-        run.observer.phase(stage.name, "model")
-        seed_everything(seed)
-        if stage.dataset is not None and stage.data is None:
-            stage.data = self._build(stage.dataset)
-        model = None
-        if stage.model is not None:
-            model = self._build(stage.model)
-            if stage.objective is not None and isinstance(stage.model, From):
-                model = copy.deepcopy(model)  # training must not change the earlier stage's
-        if stage.objective is not None:
-            model = self._train(stage, model)
-            run.save_model(stage.name, model)
-        if stage.guidance is not None:
-            run.observer.phase(stage.name, "sample")
-            seed_everything(seed)
-            run.save_samples(stage.name, self._build(stage.guidance).sample(model, stage.inputs))
-        if model is not None:
-            self.models[stage.name] = model  # what it is evaluated with may take it
-        for use in stage.evaluate:
-            run.observer.phase(stage.name, use.label)
-            seed_everything(seed)
-            evaluator: Evaluator = self._build(use)
-            report = evaluator.evaluate(model, stage.data if stage.data is not None else Dataset({}), run)
-            run.add_report(stage.name, use.label, report, use.prefix)
-        if model is not None:
-            self.models[stage.name] = _to(model, torch.device("cpu"))
-
-    def _train(self, stage: Stage, model: Any) -> Any:
-        assert stage.objective is not None
-        assert stage.train is not None
-        assert stage.data is not None
-        self.run.observer.phase(stage.name, "train")
-        objective = self._build(stage.objective)
-        engine = Engine(
-            model,
-            objective,
-            stage.data,
-            stage.train,
-            seed=self.run.seed + stage.seed,
-            device=self.run.device,
-            validator=self._build(stage.validate) if stage.validate else None,
-            log=lambda step, metrics: self.run.log(stage.name, step, metrics),
-            tick=lambda step, total, metrics: self.run.observer.tick(stage.name, step, total, metrics),
-            checkpoints=self.run.folder(stage.name, "checkpoints"),
-        )
-        return engine.fit()
-
-
-def _to(model: Any, device: torch.device) -> Any:
-    """A module or diffusers pipeline on a device; anything else as it is."""
-    return model.to(device) if isinstance(model, nn.Module) or hasattr(model, "to") else model

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from graftwork.errors import GraftworkError, UnknownComponentError, nearest
+from graftwork.files import write_text
 from graftwork.pipeline import Pipeline, Result
 from graftwork.registry import Registry
-from graftwork.run import Observer, write_text
+from graftwork.run import Observer
 from graftwork.spec import Comparison
 
 __all__ = ["Reproduction", "Verdict", "compare", "find_recipe", "recipes", "reproduce"]

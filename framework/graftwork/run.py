@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -11,7 +10,7 @@ import platform
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from graftwork import document
+from graftwork.checkpoint import sha256
 from graftwork.errors import GraftworkError
+from graftwork.files import replaced, sweep, write_text
 from graftwork.kinds.evaluator import Report
 from graftwork.kinds.guidance import Samples
+from graftwork.record import StageRecord, finite
 
-__all__ = ["Observer", "Run", "environment", "write_text"]
+__all__ = ["Observer", "Run", "environment"]
 
 VERSIONS_OF = ("torch", "accelerate", "safetensors", "pydantic", "transformers", "diffusers", "datasets", "numpy", "scipy", "torchmetrics")
 
@@ -45,20 +47,8 @@ class Observer:
     def stage_finished(self, stage: str, metrics: Mapping[str, float]) -> None:
         """A stage ended with these results."""
 
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file beside its place and rename it there.
-
-    Raises:
-        GraftworkError: if the disk refuses.
-    """
-    beside = path.with_name(f"{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
-    except OSError as error:
-        raise GraftworkError(f"{path} cannot be written: {error.strerror or error}") from None
+    def note(self, stage: str, text: str) -> None:
+        """Something that the user should know: what is gone on from, what is taken from another run and why, what was damaged."""
 
 
 def environment() -> dict[str, Any]:
@@ -86,13 +76,17 @@ class Run:
         resolved: the pipeline as it is run.
         observer: told what happens.
         hooks: pluggy's relay, through which trackers are told.
+        resume: go on in a directory that an interrupted run of this pipeline left.
 
     Attributes:
         results: stage -> metric -> number.
-        reports: stage -> evaluator's label -> its report.
+        reports: stage -> evaluator's label -> its report; of what was not run by this process, its artifacts alone.
+        records: stage -> how far it has come.
+        log_begins: length of the log when the phase that is running began.
 
     Raises:
-        GraftworkError: if the directory is not empty or cannot be made.
+        GraftworkError: if the directory is not empty or cannot be made; on resuming, if it is no run's, is another pipeline's, or
+            another process is writing it.
     """
 
     def __init__(
@@ -104,43 +98,111 @@ class Run:
         resolved: Mapping[str, Any],
         observer: Observer | None = None,
         hooks: Any = None,
+        resume: bool = False,
     ):
         self.path, self.name, self.seed, self.device, self.resolved = path, name, seed, device, resolved
-        self.observer = observer or Observer()
+        self.observer, self.resume = observer or Observer(), resume
         self._hooks = hooks
         self.results: dict[str, dict[str, float]] = {}
         self.reports: dict[str, dict[str, Report]] = {}
-        self.timings: dict[str, float] = {}
+        self.records: dict[str, StageRecord] = {}
         self._started = time.time()
-        self._metrics: Any = None
+        self._log: Any = None
+        self._rewind_to: int | None = None
+        self.log_begins = 0
         if path is not None:
-            self._begin(path)
+            self._open(path)
         self._tell("graftwork_run_started", run=self)
 
-    def _begin(self, path: Path) -> None:
+    def _open(self, path: Path) -> None:
+        log = path / "metrics.jsonl"
         try:
             path.mkdir(parents=True, exist_ok=True)
-            if any(path.iterdir()):
-                raise GraftworkError(f"{path} is not empty: a run needs a directory of its own; choose another --out")
-            self._metrics = (path / "metrics.jsonl").open("a", encoding="utf-8")
+            if not self.resume and any(path.iterdir()):
+                what = "a run needs a directory of its own; choose another --out, or go on with --resume"
+                raise GraftworkError(f"{path} is not empty: {what}")
+            self._log = log.open("ab")
         except OSError as error:
             raise GraftworkError(f"the run directory {path} cannot be made: {error.strerror or error}") from None
+        _lock(self._log, path)
+        if self.resume:
+            sweep(path)
+            self._rewind_to = 0
         write_text(path / "pipeline.yaml", document.dump(self.resolved))
         write_text(path / "environment.json", json.dumps({**environment(), "seed": self.seed, "device": str(self.device)}, indent=2))
 
+    # -- the log, and how far it is true ---------------------------------------------------------------------------------------
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the run began, less those between an interruption and going on."""
+        return round(time.time() - self._started, 3)
+
+    def mark(self) -> dict[str, float]:
+        """The length of the log and the seconds so far, for a checkpoint: `rewind` takes it."""
+        self._cut()
+        return {"log_bytes": 0 if self._log is None else self._log.tell(), "elapsed": self.elapsed}
+
+    def rewind(self, log_bytes: int, elapsed: float) -> None:
+        """On resuming: what the log holds after so many bytes was written by steps that are taken again, and goes before the next row.
+
+        Raises:
+            GraftworkError: if the log is shorter than that.
+        """
+        if self._log is None or not self.resume:
+            return
+        if self._log.tell() < log_bytes:
+            raise GraftworkError(f"{self.path}/metrics.jsonl has lost rows since it was written: this run cannot be gone on with")
+        self._rewind_to, self._started = log_bytes, time.time() - elapsed
+
+    def _cut(self) -> None:
+        if self._rewind_to is not None and self._log is not None:
+            self._log.truncate(self._rewind_to)
+            self._log.seek(0, os.SEEK_END)
+            self._rewind_to = None
+
     def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         """Add a row of figures to metrics.jsonl."""
-        if self._metrics is not None:
-            row = {"stage": stage, "step": step, "time": round(time.time() - self._started, 3), **finite(metrics)}
-            self._metrics.write(json.dumps(row) + "\n")
-            self._metrics.flush()
+        if self._log is not None:
+            self._cut()
+            row = {"stage": stage, "step": step, "time": self.elapsed, **finite(metrics)}
+            self._write((json.dumps(row) + "\n").encode())
         self._tell("graftwork_metrics_logged", run=self, stage=stage, step=step, metrics=metrics)
+
+    def _write(self, rows: bytes) -> None:
+        try:
+            self._log.write(rows)
+            self._log.flush()
+        except OSError as error:
+            raise GraftworkError(f"{self.path}/metrics.jsonl cannot be written: {error.strerror or error}") from None
+
+    def rows(self, stage: str) -> bytes:
+        """The rows of a stage, as they stand in the log."""
+        if self.path is None:
+            return b""
+        lines = (self.path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+        return b"".join(line for line in lines if json.loads(line)["stage"] == stage)
+
+    def adopt_rows(self, rows: bytes) -> None:
+        """Add rows of another run."""
+        if self._log is not None:
+            self._cut()
+            self._write(rows)
+
+    # -- a stage's files -------------------------------------------------------------------------------------------------------
+
+    def stage_folder(self, stage: str) -> Path | None:
+        """The folder of a stage, which may not exist; None when nothing is kept on disk."""
+        return None if self.path is None else self.path / "stages" / stage
 
     def folder(self, stage: str, *parts: str) -> Path | None:
         """A folder of the run for a stage's files, made; None when nothing is kept on disk."""
-        if self.path is None:
+        around = self.stage_folder(stage)
+        if around is None:
             return None
-        folder = self.path.joinpath("stages", stage, *parts)
+        folder = around.joinpath(*parts)
+        if not folder.resolve().is_relative_to(around.resolve()):
+            raise GraftworkError(f"{'/'.join(parts)} leads out of the run directory {self.path}: a stage writes inside its own folder")
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -158,56 +220,78 @@ class Run:
             warnings.warn(f"stage {stage}: {label} gave {', '.join(unusable)} that is not finite", stacklevel=2)
         self.results.setdefault(stage, {}).update(metrics)
         self.log(stage, -1, metrics)
-        folder = self.folder(stage, label)
-        if folder is None:
+        if self.path is None:
             return
         for name, table in report.tables.items():
-            write_text(folder / f"{name}.json", json.dumps(dataclasses.asdict(table), default=str, indent=1))
+            write_text(self._file(stage, label, f"{name}.json"), json.dumps(dataclasses.asdict(table), default=str, indent=1))
         for name, figure in report.figures.items():
-            beside = folder / f"{name}.part"
-            figure.figure.savefig(beside, format="png", dpi=120, bbox_inches="tight")
-            beside.replace(folder / f"{name}.png")
+            with replaced(self._file(stage, label, f"{name}.png")) as beside:
+                figure.figure.savefig(beside, format="png", dpi=120, bbox_inches="tight")
         if report.figures:
             captions = {name: figure.caption for name, figure in report.figures.items()}
-            write_text(folder / "captions.json", json.dumps(captions, indent=1))
+            write_text(self._file(stage, label, "captions.json"), json.dumps(captions, indent=1))
         for name, artifact in report.artifacts.items():
-            artifact.save(folder / name)
+            artifact.save(self._file(stage, label, name))
+
+    def _file(self, stage: str, label: str, name: str) -> Path:
+        """A path inside an evaluator's folder; a name that leads out of it is refused."""
+        folder = self.folder(stage, label)
+        assert folder is not None
+        path = folder / name
+        if not path.resolve().is_relative_to(folder.resolve()) or path == folder:
+            raise GraftworkError(f'stage {stage}: {label} calls one of its files "{name}", which leads out of its folder')
+        return path
 
     def save_model(self, stage: str, model: Any) -> None:
         """Keep a model in its ecosystem's format: its own `save_pretrained`, else safetensors of its state."""
-        folder = self.folder(stage, "model")
-        if folder is None:
+        around = self.folder(stage)
+        if around is None or not (hasattr(model, "save_pretrained") or isinstance(model, nn.Module)):
             return
-        if hasattr(model, "save_pretrained"):
-            model.save_pretrained(folder)
-        elif isinstance(model, nn.Module):
+        with replaced(around / "model") as folder:
+            folder.mkdir()
+            if hasattr(model, "save_pretrained"):
+                model.save_pretrained(folder)
+                return
             state = {
                 key: value.detach().cpu().clone().contiguous() for key, value in model.state_dict().items() if isinstance(value, Tensor)
             }
-            save_file(state, folder / "model.safetensors.part", metadata={"class": type(model).__name__})
-            (folder / "model.safetensors.part").replace(folder / "model.safetensors")
+            save_file(state, folder / "model.safetensors", metadata={"class": type(model).__name__})
 
     def save_samples(self, stage: str, samples: Samples) -> None:
         """Keep what guidance produced: images as safetensors and PNG, texts and prompts as JSON."""
-        self.results.setdefault(stage, {}).update({name: float(value) for name, value in samples.metrics.items()})
-        folder = self.folder(stage, "samples")
-        if folder is None:
+        metrics = {name: float(value) for name, value in samples.metrics.items()}
+        self.results.setdefault(stage, {}).update(metrics)
+        if metrics:
+            self.log(stage, -1, metrics)
+        around = self.folder(stage)
+        if around is None:
             return
-        write_text(folder / "samples.json", json.dumps({"texts": list(samples.texts), "prompts": list(samples.prompts)}, indent=1))
-        if samples.images is not None:
-            from matplotlib.image import imsave
+        with replaced(around / "samples") as folder:
+            folder.mkdir()
+            named = {"texts": list(samples.texts), "prompts": list(samples.prompts)}
+            (folder / "samples.json").write_text(json.dumps(named, indent=1), encoding="utf-8")
+            if samples.images is not None:
+                from matplotlib.image import imsave
 
-            images = samples.images.detach().float().cpu().clamp(0, 1)
-            save_file({"images": images.contiguous()}, folder / "images.safetensors")
-            for index, image in enumerate(images):
-                imsave(folder / f"{index:04d}.png", image.expand(3, -1, -1).permute(1, 2, 0).numpy())
+                images = samples.images.detach().float().cpu().clamp(0, 1)
+                save_file({"images": images.contiguous()}, folder / "images.safetensors")
+                for index, image in enumerate(images):
+                    imsave(folder / f"{index:04d}.png", image.expand(3, -1, -1).permute(1, 2, 0).numpy())
 
     def finish(self, status: str = "finished") -> None:
         """Write results.json and the manifest (SHA-256 of every file), and tell the trackers."""
-        if self._metrics is not None and self.path is not None:
-            self._metrics.close()
-            results = {stage: finite(metrics) for stage, metrics in self.results.items()}
-            summary = {"name": self.name, "seed": self.seed, "status": status, "seconds": self.timings, "results": results}
+        if self._log is not None and self.path is not None:
+            if status == "finished":
+                self._cut()
+            self._log.close()
+            summary = {
+                "name": self.name,
+                "seed": self.seed,
+                "status": status,
+                "seconds": {stage: record.seconds for stage, record in self.records.items()},
+                "phases": {stage: record.phases for stage, record in self.records.items()},
+                "results": {stage: finite(metrics) for stage, metrics in self.results.items()},
+            }
             write_text(self.path / "results.json", json.dumps(summary, indent=2))
             self.write_manifest()
         self._tell("graftwork_run_finished", run=self, status=status)
@@ -216,11 +300,10 @@ class Run:
         """manifest.json: relative path -> SHA-256, of every other file in the directory."""
         if self.path is None:
             return
-        files: Iterable[Path] = sorted(file for file in self.path.rglob("*") if file.is_file() and file.name != "manifest.json")
-        sums = {}
-        for file in files:
-            with file.open("rb") as stream:
-                sums[str(file.relative_to(self.path))] = hashlib.file_digest(stream, "sha256").hexdigest()
+        files = sorted(file for file in self.path.rglob("*") if file.is_file() and file != self.path / "manifest.json")
+        known = {f"stages/{stage}/{path}": digest for stage, record in self.records.items() for path, digest in record.sums.items()}
+        names = [file.relative_to(self.path).as_posix() for file in files]
+        sums = {name: known.get(name) or sha256(self.path / name) for name in names}
         write_text(self.path / "manifest.json", json.dumps(sums, indent=1))
 
     def _tell(self, hook: str, **arguments: Any) -> None:
@@ -233,6 +316,13 @@ class Run:
             warnings.warn(f"a tracker failed in {hook}: {type(error).__name__}: {error}", stacklevel=2)
 
 
-def finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """Numbers that JSON can hold: None for what is not finite."""
-    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+def _lock(file: Any, path: Path) -> None:
+    """Hold a run's log for this process, as long as it is open; where the system has no such locks, nothing is held."""
+    try:
+        import fcntl
+    except ImportError:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise GraftworkError(f"{path} is being written by another process") from None

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from graftwork import config, schedules
 from graftwork.errors import ConfigError, nearest
 
-__all__ = ["OptimizerFactory", "OptimizerSpec", "ScheduleSpec", "TrainConfig", "Validation", "make_schedule"]
+__all__ = ["CheckpointSpec", "OptimizerFactory", "OptimizerSpec", "ScheduleSpec", "TrainConfig", "Validation", "make_schedule"]
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     name.lower(): kind
@@ -94,6 +94,19 @@ class Validation(BaseModel):
     patience: int | None = Field(None, ge=1, description="stop after so many measurements without a better one")
 
 
+class CheckpointSpec(BaseModel):
+    """When a run keeps the state of its training; a bare number is the steps."""
+
+    model_config = ConfigDict(extra="forbid")
+    steps: int | None = Field(None, ge=1, description="write a checkpoint every so many steps, instead of by the clock")
+    minutes: float | None = Field(5.0, gt=0, description="write a checkpoint when so many minutes have passed; none keeps only the end")
+    keep: int = Field(2, ge=1, description="how many of the newest stay, beside the best weights")
+
+
+def _steps(value: Any) -> Any:
+    return {"steps": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 class TrainConfig(BaseModel):
     """How a stage trains: length, batches, optimiser, schedule, precision, selection."""
 
@@ -114,6 +127,7 @@ class TrainConfig(BaseModel):
     workers: int = Field(0, ge=0, description="processes that load each feed")
     log_every: int = Field(50, ge=1, description="steps between rows of metrics.jsonl")
     validate_: Validation | None = Field(None, alias="validate")
+    checkpoint: Annotated[CheckpointSpec, BeforeValidator(_steps)] = CheckpointSpec(steps=None, minutes=5.0, keep=2)
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any
 
 import torch
@@ -47,6 +47,12 @@ class _Wrapper(Dataset):
 
     def refresh(self, model: Any) -> None:
         self.data.refresh(model)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.data.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.data.load_state_dict(state)
 
 
 class FewShotSubset(_Wrapper):

@@ -239,7 +239,7 @@ def doctor(as_json: Json = False) -> None:
 @app.command()
 def schema(out: Annotated[Path | None, typer.Option(help="Write to this file instead of printing.")] = None) -> None:
     """Print the JSON schema of a pipeline over what is installed, for editors."""
-    from graftwork.run import write_text
+    from graftwork.files import write_text
     from graftwork.schema import pipeline_schema
 
     text = json.dumps(pipeline_schema(installed()), indent=1)

@@ -189,6 +189,13 @@ class Dataset(Mapping[str, Samples]):
     def refresh(self, model: Any) -> None:
         """Called between epochs with the model in training; wrappers that depend on it recompute here. Default: nothing."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """What `refresh` has changed, in tensors and plain data, for checkpoints. Default: nothing."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what `state_dict` gave."""
+
     def fingerprint(self) -> str:
         """Hex digest of the info, the splits' names and lengths, and up to eight samples spread over each split."""
         digest = hashlib.sha256(repr(asdict(self.info)).encode())

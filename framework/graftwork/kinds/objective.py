@@ -46,11 +46,14 @@ class Objective(nn.Module):
         keys: feed -> sample keys that it reads, `INPUTS` standing for the model's own. The engine hands over these and no
             others, so a label that is not listed cannot be seen. A feed that is not listed gets every key.
         needs: what its model must offer.
+        resumable: whether training can go on from a checkpoint of any step. False where a `fit` of its own carries something that no
+            `state_dict` holds: an interrupted training then begins anew.
     """
 
     feeds: tuple[str, ...] = ("train",)
     keys: Mapping[str, tuple[str, ...]] = {}
     needs: type = Backbone
+    resumable: bool = True
 
     def setup(self, model: Any, data: Dataset) -> None:
         """Once, before training and before the optimisers are made: size heads, build critics."""

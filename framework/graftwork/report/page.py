@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from graftwork.run import write_text
+from graftwork.files import write_text
 
 __all__ = ["write_page"]
 

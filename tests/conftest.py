@@ -257,7 +257,7 @@ def graft(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     folder.mkdir()
 
     def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "COLUMNS": "300", "NO_COLOR": "1"}
+        environment = {**os.environ, "COLUMNS": "300", "NO_COLOR": "1", "GRAFTWORK_CACHE": str(tmp_path / "cache")}
         command = [sys.executable, "-m", "graftwork", *arguments]
         return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
 

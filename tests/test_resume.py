@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import re
-import resource
 import shutil
 import signal
 from collections.abc import Callable
@@ -13,11 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file
-
-import graftwork as gw
-from graftwork.checkpoint import Checkpoints, flatten, load_state, save_state, unflatten
 
 PARTS = '''
 from contextlib import contextmanager
@@ -239,7 +233,12 @@ def test_a_run_killed_at_any_of_twenty_instants_goes_on_to_the_same_weights_and_
     journal = Path(f"{whole}.journal").read_text().splitlines()
     expected = content(whole)
     instants = [1 + index * (len(journal) - 1) // 19 for index in range(20)]
-    for wanted in ("half /stages/first/checkpoints/step", "half /stages/first/checkpoints/best", "/stages/first/samples", "/stages/first/notes"):
+    for wanted in (
+        "half /stages/first/checkpoints/step",
+        "half /stages/first/checkpoints/best",
+        "/stages/first/samples",
+        "/stages/first/notes",
+    ):
         if not any(wanted in journal[instant - 1] for instant in instants):
             near = next(index for index, what in enumerate(journal) if wanted in what)
             instants[min(range(20), key=lambda index: abs(instants[index] - near))] = near + 1

@@ -22,6 +22,7 @@ from graftwork.spec import Claim, PipelineSpec, StageSpec
 __all__ = ["assemble", "stages_behind"]
 
 NAME = re.compile(r"[A-Za-z0-9_][\w.-]*")
+RESERVED = ("model", "train", "sample", "samples", "checkpoints")
 
 
 def assemble(document: Document, registry: Registry) -> Plan:
@@ -135,6 +136,9 @@ class _Assembly:
                 item = {key: inner for key, inner in item.items() if key != "as"}
                 if not isinstance(label, str) or not NAME.fullmatch(label):
                     self._problem(f"`as` is a label of letters, digits, '_', '-' and '.'; found {label!r}", (*here, "as"))
+                    continue
+                if label in RESERVED:
+                    self._problem(f'`as` cannot be "{label}", which names something else in the stage\'s folder', (*here, "as"))
                     continue
             part = self._part(item, "evaluator", here)
             if isinstance(part, Use):

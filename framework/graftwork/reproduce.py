@@ -171,6 +171,8 @@ def reproduce(
     seeds: int | None = None,
     device: str | None = None,
     observer: Observer | None = None,
+    resume: bool = False,
+    reuse: bool = False,
     seed_finished: Callable[[int, Result], None] | None = None,
 ) -> Reproduction:
     """Run a recipe over its seeds and judge its claim.
@@ -182,6 +184,8 @@ def reproduce(
         seeds: how many, instead of the claim's own number; counted from the recipe's seed.
         device: as for `Pipeline.run`.
         observer: told what happens.
+        resume: go on in `out`: seeds that are finished there are not run again.
+        reuse: as for `Pipeline.run`.
         seed_finished: called after each seed.
 
     Raises:
@@ -195,7 +199,8 @@ def reproduce(
     values: dict[str, list[float]] = {}
     pairs: list[list[tuple[float, float]]] = [[] for _ in plan.claim.comparisons]
     for seed in numbers:
-        result = pipeline.run(out / f"seed-{seed}" if out is not None else None, seed=seed, device=device, observer=observer)
+        where = out / f"seed-{seed}" if out is not None else None
+        result = pipeline.run(where, seed=seed, device=device, observer=observer, resume=resume and out is not None, reuse=reuse)
         for name, value in result.metrics.items():
             values.setdefault(name, []).append(value)
         for pair, comparison in zip(pairs, plan.claim.comparisons, strict=True):

@@ -196,8 +196,9 @@ def _adopt(stage: str, phases: list[str], found: StageRecord, folder: Path, run:
     record.log_bytes, record.elapsed = int(run.mark()["log_bytes"]), run.elapsed
     record.finished, record.sums = whole, kept if whole else {}
     record.save(into)
-    what = "nothing that it depends on has changed" if whole else f"what is new is run: all but {', '.join(names)}"
-    run.observer.note(stage, f"is taken from {folder}: {what}")
+    parts = ", ".join(name for name in names if name in record.phases)
+    whole_or_part = "is taken from" if whole else f"runs what is new; {parts} come from"
+    run.observer.note(stage, f"{whole_or_part} {folder}: nothing that it depends on has changed")
     return record
 
 

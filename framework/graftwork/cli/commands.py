@@ -31,6 +31,8 @@ app = typer.Typer(
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Device = Annotated[str | None, typer.Option(help="Such as cpu, cuda or cuda:1; by default the GPU where there is one.")]
 Out = Annotated[Path | None, typer.Option(help="Directory of the run, new or empty; by default runs/NAME-TIME.")]
+Resume = Annotated[Path | None, typer.Option(help="Go on in this directory, which an interrupted run left; it ends as an unbroken one.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Run every stage: take none from earlier runs.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings such as stages.dann.train.epochs=5.", show_default=False)]
 
 
@@ -163,23 +165,36 @@ def _explain_unknown(registry: Registry, name: str) -> None:
 
 @app.command()
 def run(
-    pipeline: Annotated[str, typer.Argument(help="A pipeline in YAML, or an installed recipe such as dann.")],
+    pipeline: Annotated[
+        str | None, typer.Argument(help="A pipeline in YAML, or an installed recipe such as dann; with --resume it may be left out.")
+    ] = None,
     overrides: Overrides = None,
     out: Out = None,
+    resume: Resume = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Instead of the pipeline's own.")] = None,
     device: Device = None,
     stage: Annotated[list[str] | None, typer.Option(help="Run this stage and what it takes from; may be repeated.")] = None,
+    fresh: Fresh = False,
     as_json: Json = False,
 ) -> None:
-    """Run a pipeline and write its report."""
+    """Run a pipeline and write its report. Stages that an earlier run has finished, and that nothing has changed for, are taken from it."""
     from graftwork.cli.display import result_table
     from graftwork.pipeline import Pipeline
     from graftwork.reproduce import find_recipe
 
-    loaded = Pipeline.from_yaml(find_recipe(pipeline, installed()), overrides or ())
-    where = out or _run_directory(str(loaded.document.data.get("name", "pipeline")))
+    if resume is not None and out is not None:
+        raise ConfigError(f"--resume {resume} goes on in that directory: leave --out {out} away")
+    if pipeline is not None:
+        loaded = Pipeline.from_yaml(find_recipe(pipeline, installed()), overrides or ())
+    elif resume is not None:
+        loaded = Pipeline.of_run(resume)
+    else:
+        raise ConfigError("name a pipeline, or go on with a run: graft run --resume RUN")
+    where = resume or out or _run_directory(str(loaded.document.data.get("name", "pipeline")))
+    device = device or (_former_device(resume) if resume is not None else None)
     with _observer(as_json) as observer:
-        result = loaded.run(where, seed=seed, device=device, stages=stage or None, observer=observer)
+        settings: dict[str, Any] = {"seed": seed, "device": device, "stages": stage or None, "observer": observer}
+        result = loaded.run(where, resume=resume is not None, reuse=not fresh, **settings)
     if as_json:
         print(json.dumps({"run": str(where), "report": str(where / "report.html"), "metrics": result.metrics}, indent=1))
         return
@@ -195,6 +210,8 @@ def reproduce(
     seeds: Annotated[int | None, typer.Option(min=1, help="How many seeds, instead of the claim's own number.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="The first seed.")] = None,
     device: Device = None,
+    resume: Resume = None,
+    fresh: Fresh = False,
     as_json: Json = False,
 ) -> None:
     """Run a plugin's recipe over its seeds and say whether its claim holds here."""
@@ -204,9 +221,13 @@ def reproduce(
 
     path = find_recipe(name, installed())
     settings = [*(overrides or ()), *([f"seed={seed}"] if seed is not None else [])]
-    where = out or _run_directory(path.stem)
+    if resume is not None and out is not None:
+        raise ConfigError(f"--resume {resume} goes on in that directory: leave --out {out} away")
+    where = resume or out or _run_directory(path.stem)
     with _observer(as_json) as observer:
-        found = over_seeds(path, where, overrides=settings, seeds=seeds, device=device, observer=observer)
+        found = over_seeds(
+            path, where, overrides=settings, seeds=seeds, device=device, observer=observer, resume=resume is not None, reuse=not fresh
+        )
     if as_json:
         print(found.to_json())
     else:
@@ -247,6 +268,14 @@ def schema(out: Annotated[Path | None, typer.Option(help="Write to this file ins
         print(text)
     else:
         write_text(out, text + "\n")
+
+
+def _former_device(run: Path) -> str | None:
+    """The device that a run was begun on."""
+    try:
+        return str(json.loads((run / "environment.json").read_text(encoding="utf-8"))["device"])
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def _observer(quiet: bool) -> Silent:

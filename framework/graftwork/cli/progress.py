@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
@@ -69,6 +70,10 @@ class Progress(Silent):
             self._task = self._bars.add_task(stage, total=total, figures="")
         shown = f"loss {metrics['loss']:.3f}" if "loss" in metrics else ""
         self._bars.update(self._task, completed=step, figures=shown)
+
+    def note(self, stage: str, text: str) -> None:
+        """Print it."""
+        self._console.print(f"  {escape(stage)} {escape(text)}", style="dim")
 
     def stage_finished(self, stage: str, metrics: Mapping[str, float]) -> None:
         """Print the stage's results."""

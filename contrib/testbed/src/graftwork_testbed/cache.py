@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from platformdirs import user_cache_dir
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from graftwork.files import cache_folder
 
 __all__ = ["cache_folder", "cached"]
 
@@ -33,11 +34,6 @@ logger = logging.getLogger(__name__)
 
 class _UnusableError(Exception):
     """A cached file that is damaged, or of another version."""
-
-
-def cache_folder() -> Path:
-    """Where generated data are kept; it may not exist yet."""
-    return Path(os.environ.get("GRAFTWORK_CACHE") or user_cache_dir("graftwork")).expanduser()
 
 
 def cached(name: str, key: Mapping[str, Any], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -155,7 +155,7 @@ class Checkpoints:
     """The checkpoints of one training: the newest few, and the best weights.
 
     Args:
-        folder: holds `step-N` and `best`.
+        folder: holds `step-N` and `best`. None, in a process that does not write, keeps nothing.
         steps: one is due every so many steps; None goes by the clock.
         minutes: one is due when so many have passed since the last.
         keep: how many of the newest stay; with two, a damaged one has one before it.
@@ -167,7 +167,7 @@ class Checkpoints:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Path | None,
         *,
         steps: int | None = None,
         minutes: float | None = 5.0,
@@ -189,9 +189,10 @@ class Checkpoints:
 
     def save(self, step: int, state: Mapping[str, Any]) -> None:
         """Write the checkpoint of a step; older ones than the newest `keep` go."""
-        save_state(self.folder / f"step-{step:08d}", {"step": step, "mark": self._mark(), **state})
-        self._prune()
         self._last = time.monotonic()
+        if self.folder is not None:
+            save_state(self.folder / f"step-{step:08d}", {"step": step, "mark": self._mark(), **state})
+            self._prune()
 
     def latest(self) -> dict[str, Any] | None:
         """The newest sound checkpoint's state; None when there is none, or nothing is to be resumed.
@@ -221,7 +222,8 @@ class Checkpoints:
 
     def save_best(self, state: Mapping[str, Any]) -> None:
         """Keep weights as the best so far."""
-        save_state(self.folder / "best", dict(state))
+        if self.folder is not None:
+            save_state(self.folder / "best", dict(state))
 
     def best(self) -> dict[str, Any] | None:
         """The best weights; None when none were kept.
@@ -229,7 +231,7 @@ class Checkpoints:
         Raises:
             CheckpointError: if they are damaged.
         """
-        if not (self.folder / "best").exists():
+        if self.folder is None or not (self.folder / "best").exists():
             return None
         try:
             return load_state(self.folder / "best")  # type: ignore[no-any-return]
@@ -238,7 +240,7 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Take all of them away: training begins anew."""
-        for folder in [*self._newest_first(), self.folder / "best"]:
+        for folder in [*self._newest_first(), *([] if self.folder is None else [self.folder / "best"])]:
             remove(folder)
 
     def _prune(self) -> None:
@@ -246,5 +248,5 @@ class Checkpoints:
             remove(old)
 
     def _newest_first(self) -> list[Path]:
-        found = [path for path in self.folder.glob("step-*") if STEP.fullmatch(path.name)]
+        found = [path for path in self.folder.glob("step-*") if STEP.fullmatch(path.name)] if self.folder is not None else []
         return sorted(found, key=lambda path: path.name, reverse=True)

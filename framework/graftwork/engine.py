@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from graftwork import processes
 from graftwork.checkpoint import Checkpoints
 from graftwork.errors import CheckpointError, ConfigError, DataError, nearest
 from graftwork.feeds import Feed, feed_keys, feed_splits, missing_keys
@@ -24,10 +25,13 @@ from graftwork.interfaces import require
 from graftwork.kinds.dataset import Batch, Dataset
 from graftwork.kinds.evaluator import Evaluator, evaluating
 from graftwork.kinds.objective import Loss, Objective
-from graftwork.randomness import random_state, seed_everything, set_random_state
+from graftwork.randomness import preserved, random_state, seed_everything, set_random_state
 from graftwork.training import OptimizerFactory, TrainConfig, make_schedule
 
 __all__ = ["Engine", "pick_device"]
+
+STRIDE = 1_000_003
+"""Between the seeds of processes."""
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -144,11 +148,11 @@ class Engine:
 
     def fit(self) -> Any:
         """Train; give what the objective exports, holding the best weights where a validation split selects them."""
-        seed_everything(self.seed)
+        seed_everything(self.seed + STRIDE * processes.index())  # processes drop units and add noise apart
         self.joined.train()
         with tempfile.TemporaryDirectory() as folder:
-            self._kept = self._checkpoints or Checkpoints(Path(folder), minutes=None)
-            held = self._kept.latest()
+            self._kept = self._checkpoints or Checkpoints(Path(folder) if processes.is_first() else None, minutes=None)
+            held = processes.from_first(self._kept.latest)
             if held is None:
                 self._kept.clear()
             else:
@@ -158,7 +162,7 @@ class Engine:
                 self._flush()
                 if self._checkpoints is not None:
                     self._kept.save(self.steps_done, {"finished": True, **self.state_dict(optimizers=False)})
-            best = self._kept.best()
+            best = processes.from_first(self._kept.best)
             if best is not None:
                 self.joined.load_state_dict(best, strict=False)
         self.joined.eval()
@@ -174,7 +178,7 @@ class Engine:
             "joined": self.joined.state_dict(),
             "feeds": {name: feed.state_dict() for name, feed in self._feeds.items()},
             "data": self.data.state_dict(),
-            "random": random_state(),
+            "random": processes.gathered(random_state()),
             "steps": self.steps_done,
             "stopped": self._stop,
             "history": self.history,
@@ -213,7 +217,11 @@ class Engine:
         self._best_value, self._unimproved = state["best"]
         self._figures = {name: figure.to(self.device) for name, figure in state["figures"].items()}
         self._counts, self._shown = dict(state["counts"]), dict(state["shown"])
-        set_random_state(state["random"])
+        if len(state["random"]) != processes.count():
+            raise CheckpointError(
+                f"the checkpoint was written by {len(state['random'])} processes, and there are {processes.count()}: launch as many"
+            )
+        set_random_state(state["random"][processes.index()])
 
     # -- what an objective calls -----------------------------------------------------------------------------------------------
 
@@ -255,7 +263,7 @@ class Engine:
         for name, part in parts.items():
             raw = torch.autograd.grad(part, chosen, retain_graph=True, allow_unused=True)
             filled = [torch.zeros_like(p) if g is None else g for p, g in zip(chosen, raw, strict=True)]
-            found[name] = [self.accelerator.reduce(g, "mean") for g in filled] if self.accelerator.num_processes > 1 else filled
+            found[name] = processes.means(filled)
         return found
 
     def step(self, *names: str) -> None:
@@ -316,14 +324,20 @@ class Engine:
         unit = 1 if self.train.steps is not None else self.steps_per_epoch
         if self.validator is not None and (self.steps_done % (every * unit) == 0 or self.steps_done == self.total_steps):
             self._validate()
-        if self._checkpoints is not None and self.objective.resumable and self._checkpoints.due(self.steps_done):
+        if self._checkpoints is not None and self.objective.resumable and self._due(self._checkpoints):
             self._checkpoints.save(self.steps_done, {"finished": False, **self.state_dict()})
+
+    def _due(self, checkpoints: Checkpoints) -> bool:
+        """Whether a checkpoint is to be written now; of several processes the first looks at its clock, where they meet anyway."""
+        if checkpoints.steps is not None or processes.count() == 1:
+            return checkpoints.due(self.steps_done)
+        return self.steps_done % self.train.log_every == 0 and processes.from_first(lambda: checkpoints.due(self.steps_done))
 
     def _flush(self) -> None:
         """Hand the means since the last row to the log: the one place where training waits for the device."""
         if not self._figures:
             return
-        sums = torch.stack(list(self._figures.values())).tolist()
+        sums = processes.mean(torch.stack(list(self._figures.values()))).tolist()
         self._shown = {name: value / self._counts[name] for name, value in zip(self._figures, sums, strict=True)}
         first = next(iter(self.optimizers.values()), None)
         rates = {} if first is None else {"lr": first.param_groups[0]["lr"]}
@@ -333,12 +347,12 @@ class Engine:
 
     def _validate(self) -> None:
         """Measure on the validation split, keep the weights if they are the best, stop when patience has run out."""
-        assert self.validator is not None
-        assert self.train.validate_ is not None
-        spec = self.train.validate_
+        validator, spec = self.validator, self.train.validate_
+        assert validator is not None
+        assert spec is not None
         exported = self.objective.export(self.model)
-        with evaluating(self.joined):
-            metrics = self.validator.evaluate(exported, self.data).metrics
+        with evaluating(self.joined), preserved():
+            metrics = processes.from_first(lambda: dict(validator.evaluate(exported, self.data).metrics))
         if spec.metric is None and len(metrics) != 1:
             raise ConfigError(f"validate.metric is needed: the evaluator gives {', '.join(metrics)}")
         name = spec.metric or next(iter(metrics))
@@ -359,14 +373,15 @@ class Engine:
 
 def _accelerator(train: TrainConfig, device: str | torch.device | None) -> Accelerator:
     """A fresh Accelerator: its state is shared in a process, so that of an earlier stage is let go first."""
-    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    AcceleratorState._reset_state(reset_partial_state=not launched)
     chosen = pick_device(None if device is None else str(device))
+    processes.join(chosen)
+    AcceleratorState._reset_state(reset_partial_state=processes.count() == 1)
     if chosen.type == "cuda" and chosen.index is not None:
         torch.cuda.set_device(chosen)
     return Accelerator(
         cpu=chosen.type == "cpu",
         mixed_precision=train.precision,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # objectives may leave heads unused
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=train.accumulate, sync_with_dataloader=False),
         step_scheduler_with_optimizer=False,
     )

@@ -5,20 +5,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from graftwork import artifact
+from graftwork import artifact, processes
 from graftwork.checkpoint import Checkpoints
 from graftwork.engine import Engine
 from graftwork.errors import GraftworkError
 from graftwork.files import remove
 from graftwork.kinds.dataset import Dataset
 from graftwork.kinds.evaluator import Evaluator, Report
-from graftwork.plan import From, Part, Plan, Stage, build
+from graftwork.plan import From, Part, Plan, Stage, Use, build
 from graftwork.randomness import preserved, seed_everything
 from graftwork.record import StageRecord
 from graftwork.reuse import StageCache
@@ -87,6 +88,12 @@ class Execution:
     # -- what is done already --------------------------------------------------------------------------------------------------
 
     def _record(self, stage: Stage) -> StageRecord:
+        """How far a stage has come, as the first process finds it."""
+        found = processes.from_first(lambda: self._look(stage))
+        self.run.records[stage.name] = found
+        return found
+
+    def _look(self, stage: Stage) -> StageRecord:
         """How far a stage has come: in this run's directory, else in another run's from which it is taken."""
         run = self.run
         folder = run.stage_folder(stage.name)
@@ -99,7 +106,6 @@ class Execution:
         found = found or StageRecord()
         if found.finished and folder is not None and (damage := found.damage(folder)):
             raise GraftworkError(f"{damage}; remove {folder} and what takes from it, and go on with --resume to run the stage again")
-        run.records[stage.name] = found
         if found.phases:
             run.rewind(found.log_bytes, found.elapsed)
             run.log_begins = found.log_bytes
@@ -114,12 +120,16 @@ class Execution:
             run.observer.note(stage.name, "was finished before")
 
     def _recall_reports(self, stage: Stage, record: StageRecord) -> None:
-        for label, names in record.artifacts.items():
-            folder = self.run.folder(stage.name, label)
+        run = self.run
+
+        def load(label: str, names: list[str]) -> Mapping[str, artifact.Artifact]:
+            folder = run.folder(stage.name, label)
             assert folder is not None
-            self.run.reports.setdefault(stage.name, {})[label] = Report(
-                artifacts={name: artifact.Artifact.load(folder / name, self.run.device) for name in names}
-            )
+            return _sendable({name: artifact.Artifact.load(folder / name, run.device) for name in names})
+
+        for label, names in record.artifacts.items():
+            made = processes.from_first(partial(load, label, names))
+            run.reports.setdefault(stage.name, {})[label] = Report(artifacts=made)
 
     # -- running ---------------------------------------------------------------------------------------------------------------
 
@@ -139,14 +149,11 @@ class Execution:
             self._models[stage.name] = model  # what it is evaluated with may take it
         if stage.guidance is not None and "sample" not in record.phases:
             with self._phase(stage, record, "sample"):
-                run.save_samples(stage.name, self._build(stage.guidance).sample(model, stage.inputs))
+                self._sample(stage, model)
         for use in stage.evaluate:
             if use.label not in record.phases:
                 with self._phase(stage, record, use.label):
-                    evaluator: Evaluator = self._build(use)
-                    report = evaluator.evaluate(model, self._data(stage) or Dataset({}), run)
-                    run.add_report(stage.name, use.label, report, use.prefix)
-                    record.artifacts[use.label] = list(report.artifacts)
+                    record.artifacts[use.label] = self._evaluate(stage, use, model)
         if model is not None:
             self._models[stage.name] = _to(model, torch.device("cpu"))
         folder = run.stage_folder(stage.name)
@@ -154,6 +161,28 @@ class Execution:
             record.seal(folder)
             if self.cache is not None:
                 self.cache.offer(stage.name, record, folder, run)
+
+    def _sample(self, stage: Stage, model: Any) -> None:
+        """Sample in the first process; all get its figures."""
+        assert stage.guidance is not None
+        guidance = self._build(stage.guidance)
+        if processes.is_first():
+            self.run.save_samples(stage.name, guidance.sample(model, stage.inputs))
+        self.run.results[stage.name] = processes.from_first(lambda: self.run.results[stage.name])
+
+    def _evaluate(self, stage: Stage, use: Use, model: Any) -> list[str]:
+        """Evaluate in the first process, which sees each sample once; all get the figures and artifacts, whose names are given."""
+        run = self.run
+        evaluator: Evaluator = self._build(use)
+        data = self._data(stage)
+        if processes.is_first():
+            report = evaluator.evaluate(model, Dataset({}) if data is None else data, run)
+            run.add_report(stage.name, use.label, report, use.prefix)
+        run.results[stage.name] = processes.from_first(lambda: run.results[stage.name])
+        made = processes.from_first(lambda: _sendable(run.reports[stage.name][use.label].artifacts))
+        if not processes.is_first():
+            run.reports.setdefault(stage.name, {})[use.label] = Report(artifacts=made)
+        return list(made)
 
     @contextmanager
     def _phase(self, stage: Stage, record: StageRecord, name: str, again: bool = False) -> Iterator[None]:
@@ -173,7 +202,7 @@ class Execution:
             yield
         if done:
             return
-        mark, results = run.mark(), run.results.get(stage.name, {})
+        mark, results = processes.from_first(run.mark), run.results.get(stage.name, {})
         record.log_bytes, record.elapsed, record.results = int(mark["log_bytes"]), mark["elapsed"], dict(results)
         record.phases[name] = {
             **asdict(usage),
@@ -245,7 +274,7 @@ class Execution:
 
     def _checkpoints(self, stage: Stage, restore: bool) -> Checkpoints | None:
         run, folder = self.run, self.run.folder(stage.name, "checkpoints")
-        if folder is None or stage.train is None:
+        if stage.train is None or not processes.from_first(lambda: folder is not None):
             return None
 
         def resumed(mark: Mapping[str, float], step: int) -> None:
@@ -265,6 +294,13 @@ class Execution:
             resumed=resumed,
             warn=lambda text: run.observer.note(stage.name, text),
         )
+
+
+def _sendable(artifacts: Mapping[str, artifact.Artifact]) -> Mapping[str, artifact.Artifact]:
+    """Artifacts as other processes can be handed them: with their tensors in memory, where there are others."""
+    if processes.count() == 1:
+        return artifacts
+    return {name: replace(made, tensors={key: made.tensors[key].cpu() for key in made.tensors}) for name, made in artifacts.items()}
 
 
 def _to(model: Any, device: torch.device) -> Any:

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from graftwork import processes
 from graftwork.assembly import assemble, stages_behind
 from graftwork.document import Document
 from graftwork.engine import pick_device
 from graftwork.errors import GraftworkError
-from graftwork.execution import Execution
+from graftwork.execution import Execution, Models
 from graftwork.files import PART
 from graftwork.plan import Plan
 from graftwork.registry import Registry, installed
@@ -109,7 +110,7 @@ class Pipeline:
         resume: bool = False,
         reuse: bool = False,
     ) -> Result:
-        """Run every stage.
+        """Run every stage; of several processes that a launcher has started, all train, and the first alone measures and writes.
 
         Args:
             out: directory of the run, which must be new or empty; None keeps nothing on disk.
@@ -130,20 +131,15 @@ class Pipeline:
             _keep(data, list(stages))
         where = pick_device(device)
         path = Path(out) if out is not None else None
-        if resume:
-            _check_former(path, data)
         plan = assemble(replace(self.document, data=data), self.registry)
-        run = Run(path, plan.name, plan.seed, where, data, observer, self.registry.hooks, resume)
-        try:
-            models = Execution(plan, run, StageCache() if reuse and path is not None else None).stages()
-            if path is not None:
-                from graftwork.report import write_page
-
-                write_page(path)
-        except BaseException:
-            run.finish("failed")
-            raise
-        run.finish()
+        processes.join(where)
+        with processes.failing_together():
+            first = processes.is_first()
+            if resume and first:
+                _check_former(path, data)
+            hooks = self.registry.hooks if first else None
+            run = Run(path if first else None, plan.name, plan.seed, where, data, observer if first else None, hooks, resume)
+            models = _run(plan, run, StageCache() if reuse and run.path is not None else None)
         metrics = {f"{stage}/{name}": value for stage, found in run.results.items() for name, value in found.items()}
         return Result(metrics, models, run.path, run)
 
@@ -158,6 +154,22 @@ class Pipeline:
         if not file.is_file():
             raise GraftworkError(f"{path} is no run: it has no pipeline.yaml")
         return cls(Document.read(file))
+
+
+def _run(plan: Plan, run: Run, cache: StageCache | None) -> Models:
+    """Run a plan and write its page; whatever happens, the run is brought to an end."""
+    try:
+        models = Execution(plan, run, cache).stages()
+        if run.path is not None:
+            from graftwork.report import write_page
+
+            write_page(run.path)
+    except BaseException:
+        run.finish("failed")
+        raise
+    run.finish()
+    processes.wait()
+    return models
 
 
 def _check_former(path: Path | None, data: Mapping[str, Any]) -> None:

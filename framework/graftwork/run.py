@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -53,7 +54,6 @@ class Observer:
 
 def environment() -> dict[str, Any]:
     """Versions, platform and devices, for provenance."""
-    versions = {dist.name: dist.version for dist in distributions() if dist.name}
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -61,8 +61,15 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "command": sys.argv,
-        "versions": {name: version for name, version in sorted(versions.items()) if name in VERSIONS_OF or name.startswith("graftwork")},
+        "versions": dict(_versions()),
     }
+
+
+@functools.cache
+def _versions() -> tuple[tuple[str, str], ...]:
+    """(name, version) of what every run uses, and of every part of graftwork that is installed."""
+    versions = {dist.name: dist.version for dist in distributions() if dist.name}
+    return tuple((name, version) for name, version in sorted(versions.items()) if name in VERSIONS_OF or name.startswith("graftwork"))
 
 
 class Run:

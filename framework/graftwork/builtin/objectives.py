@@ -16,6 +16,7 @@ from graftwork.interfaces import DualEncoder, classify, device_of, input_keys
 from graftwork.kinds.dataset import Batch, Dataset
 from graftwork.kinds.evaluator import evaluating
 from graftwork.kinds.objective import INPUTS, Loss, Objective
+from graftwork.processes import count, gathered_rows
 
 __all__ = ["CrossEntropy", "Distillation", "InfoNCE", "MeanSquaredError", "distillation_loss", "info_nce", "predict"]
 
@@ -42,25 +43,26 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 4.0
     return temperature**2 * functional.kl_div(soft, target, reduction="batchmean", log_target=True)
 
 
-def info_nce(queries: Tensor, keys: Tensor, temperature: float | Tensor = 0.07) -> Tensor:
+def info_nce(queries: Tensor, keys: Tensor, temperature: float | Tensor = 0.07, first: int = 0) -> Tensor:
     """-log exp(s_ii / T) / sum_j exp(s_ij / T) over cosines s, averaged over i (van den Oord et al., 2018, eq. 4). In float32.
 
     Args:
         queries: (B, D).
-        keys: (B, D); row i is the positive of query i, the other rows its negatives.
+        keys: (K, D), K >= B; row first + i is the positive of query i, the other rows its negatives.
         temperature: T > 0; a 0-d tensor may be learned.
+        first: row of the first query's positive.
 
     Returns:
-        0-d; log B when all similarities are equal.
+        0-d; log K when all similarities are equal.
 
     Raises:
-        ValueError: if the shapes differ.
+        ValueError: if the shapes differ in width, or a query has no positive.
     """
-    if queries.shape != keys.shape:
+    if queries.shape[1:] != keys.shape[1:] or not 0 <= first <= len(keys) - len(queries):
         raise ValueError(f"queries {tuple(queries.shape)} and keys {tuple(keys.shape)} differ in shape")
     with torch.autocast(queries.device.type, enabled=False):
         similarity = functional.normalize(queries.float(), dim=-1) @ functional.normalize(keys.float(), dim=-1).T
-        return functional.cross_entropy(similarity / temperature, torch.arange(len(queries), device=queries.device))
+        return functional.cross_entropy(similarity / temperature, first + torch.arange(len(queries), device=queries.device))
 
 
 def predict(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -157,8 +159,8 @@ class Distillation(Objective):
 class InfoNCE(Objective):
     """Mean of `info_nce` from image to text and back, with a learned temperature (Radford et al., 2021, figure 3).
 
-    The negatives are the other pairs of the process's own batch. A model's own `logit_scale`, as CLIP has it, is kept equal to the
-    scale that is learned here.
+    The negatives are the other pairs of the batch, of all processes' batches where there are several. A model's own `logit_scale`, as CLIP
+    has it, is kept equal to the scale that is learned here.
 
     Args:
         temperature: at the start.
@@ -189,7 +191,7 @@ class InfoNCE(Objective):
     def forward(self, model: Any, batches: Mapping[str, Batch], progress: float) -> Loss:
         """The loss, and the temperature."""
         batch = batches["train"]
-        if len(batch["image"]) < 2:
+        if len(batch["image"]) * count() < 2:
             raise DataError("info-nce takes its negatives from the batch: batch_size must be at least 2")
         with torch.no_grad():
             self.log_scale.clamp_(max=math.log(self.max_scale))
@@ -197,5 +199,6 @@ class InfoNCE(Objective):
                 scale.copy_(self.log_scale)
         images, texts = model.encode_image(batch["image"]), model.encode_text(batch["input_ids"], batch["attention_mask"])
         temperature = (-self.log_scale).exp()
-        loss = (info_nce(images, texts, temperature) + info_nce(texts, images, temperature)) / 2
+        (all_images, first), (all_texts, _) = gathered_rows(images), gathered_rows(texts)
+        loss = (info_nce(images, all_texts, temperature, first) + info_nce(texts, all_images, temperature, first)) / 2
         return Loss(loss, {"temperature": temperature})

@@ -178,7 +178,9 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run a pipeline and write its report. Stages that an earlier run has finished, and that nothing has changed for, are taken from it."""
+    from graftwork import processes
     from graftwork.cli.display import result_table
+    from graftwork.engine import pick_device
     from graftwork.pipeline import Pipeline
     from graftwork.reproduce import find_recipe
 
@@ -190,11 +192,15 @@ def run(
         loaded = Pipeline.of_run(resume)
     else:
         raise ConfigError("name a pipeline, or go on with a run: graft run --resume RUN")
-    where = resume or out or _run_directory(str(loaded.document.data.get("name", "pipeline")))
     device = device or (_former_device(resume) if resume is not None else None)
-    with _observer(as_json) as observer:
+    processes.join(pick_device(device))
+    where = resume or out or processes.from_first(lambda: _run_directory(str(loaded.document.data.get("name", "pipeline"))))
+    with _observer(as_json or not processes.is_first()) as observer:
         settings: dict[str, Any] = {"seed": seed, "device": device, "stages": stage or None, "observer": observer}
         result = loaded.run(where, resume=resume is not None, reuse=not fresh, **settings)
+    processes.leave()
+    if result.path is None:
+        return  # the first process tells
     if as_json:
         print(json.dumps({"run": str(where), "report": str(where / "report.html"), "metrics": result.metrics}, indent=1))
         return

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from graftwork_adaptive_guidance import GuidedCall
+from graftwork_adaptive_guidance import GuidedCall, guidance_similarities
 from graftwork_testbed.zoo.autoencoder import autoencoder_kl
 from graftwork_testbed.zoo.diffusion import stable_diffusion
 from graftwork_testbed.zoo.flow import flux
 
-STEPS, SCALE = 6, 4.0
+STEPS, SCALE = 4, 4.0
 
 
 def make_autoencoder() -> Any:
@@ -27,8 +27,11 @@ def make_autoencoder() -> Any:
 
 def make_unet_pipeline() -> Any:
     torch.manual_seed(0)
-    sizes = {"attention_heads": 2, "text_width": 16, "text_layers": 1, "sample_size": 8, "norm_num_groups": 4}
-    made = stable_diffusion(make_autoencoder(), [16, 16], **sizes)
+    sizes = {"sample_size": 8, "norm_num_groups": 4}
+    made = stable_diffusion(make_autoencoder(), [16], attention_heads=2, text_width=16, text_layers=1, **sizes)
+    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (16,), "layers_per_block": 1}
+    unet = diffusers.UNet2DConditionModel(**sizes, **blocks, attention_head_dim=2, cross_attention_dim=16)  # attends in the middle alone
+    made.register_modules(unet=unet)
     with torch.no_grad():  # so that the text matters and samples differ
         for name, weight in made.unet.named_parameters():
             if "attn2" in name:
@@ -83,6 +86,34 @@ def make_call(prompts: tuple[str, ...], first: int = 0, **settings: Any) -> Guid
 @pytest.fixture(scope="session")
 def calls() -> Callable[..., GuidedCall]:
     return make_call
+
+
+@pytest.fixture(scope="session")
+def plain(call: GuidedCall) -> Callable[..., Tensor]:
+    """Latents of plain guidance, drawn once for each pipeline, its type and scale."""
+    drawn: dict[Any, Tensor] = {}
+
+    def look(pipeline: Any, scale: float = SCALE) -> Tensor:
+        key = (id(pipeline), pipeline.dtype, scale)
+        if key not in drawn:
+            drawn[key] = call.run(pipeline, scale=scale, output_type="latent")
+        return drawn[key].clone()
+
+    return look
+
+
+@pytest.fixture(scope="session")
+def similar(call: GuidedCall) -> Callable[..., Tensor]:
+    """gamma of plain guidance, (T, 3), seen once for each pipeline, its type and space."""
+    seen: dict[Any, Tensor] = {}
+
+    def look(pipeline: Any, space: Any = "prediction") -> Tensor:
+        key = (id(pipeline), pipeline.dtype, space)
+        if key not in seen:
+            seen[key] = guidance_similarities(pipeline, [call], space)
+        return seen[key].clone()
+
+    return look
 
 
 @pytest.fixture(scope="session")

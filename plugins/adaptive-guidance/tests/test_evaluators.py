@@ -69,7 +69,7 @@ def aligned(unet_pipeline: Any) -> gw.Report:
 def test_the_table_of_steps_is_the_cosine_of_recorded_predictions(
     unet_pipeline: Any, aligned: gw.Report, calls: Any, recorded: Any
 ) -> None:
-    seen = recorded(unet_pipeline, calls(tuple(PROMPTS), inputs={}))
+    seen = recorded(unet_pipeline, calls(tuple(PROMPTS), steps=STEPS, inputs={}))
     gamma = torch.stack([functional.cosine_similarity(*output.float().flatten(1).chunk(2), dim=1) for _, output in seen])
     rows = aligned.tables["steps"].rows
     assert [row[0] for row in rows] == list(range(STEPS))
@@ -81,7 +81,7 @@ def test_the_chosen_threshold_saves_what_the_report_says(unet_pipeline: Any, ali
     assert aligned.metrics["nfe-saved"] >= 0.25
     guidance = AdaptiveGuidance(calibration=aligned.artifacts["threshold"])
     with guidance.attach(unet_pipeline):
-        calls(tuple(PROMPTS), inputs={}).run(unet_pipeline, output_type="latent")
+        calls(tuple(PROMPTS), steps=STEPS, inputs={}).run(unet_pipeline, output_type="latent")
     assert guidance.costs[-1].saved == pytest.approx(aligned.metrics["nfe-saved"], abs=1e-9)
 
 
@@ -91,7 +91,7 @@ def test_the_coefficients_are_handed_on_with_their_errors(unet_pipeline: Any, al
     assert aligned.metrics["estimate-r2"] == min(row[1] for row in rows)
     guidance = gw.guidance("linear-adaptive-guidance", coefficients=aligned.artifacts["coefficients"])
     with guidance.attach(unet_pipeline):
-        calls(tuple(PROMPTS), inputs={}).run(unet_pipeline, output_type="latent")
+        calls(tuple(PROMPTS), steps=STEPS, inputs={}).run(unet_pipeline, output_type="latent")
     assert guidance.costs[-1].evaluations == [8, 8, 8]
 
 
@@ -164,16 +164,17 @@ def test_baselines_are_given_at_least_the_cost_that_they_are_held_against(unet_p
 
 def test_a_run_of_a_pipeline_hands_threshold_and_table_to_the_guidances(unet_pipeline: Any, tmp_path: Path) -> None:
     unet_pipeline.save_pretrained(tmp_path / "model")
+    settings = {**SETTINGS, "prompts": PROMPTS[:2]}
     model = {"use": "diffusers-pipeline", "name": str(tmp_path / "model")}
     inputs = {"prompt": ["a red one"], "num_inference_steps": STEPS, "guidance_scale": SCALE}
     adaptive = {"use": "adaptive-guidance", "calibration": {"from": "look/threshold"}}
     linear = {"use": "linear-adaptive-guidance", "coefficients": {"from": "look/coefficients"}}
     stages = {
-        "look": {"model": model, "evaluate": [{"use": "guidance-alignment", **SETTINGS}]},
-        "draw": {"model": model, "sample": {"guidance": adaptive, "inputs": inputs}},
+        "look": {"model": model, "evaluate": [{"use": "guidance-alignment", **settings}]},
+        "draw": {"model": {"from": "look"}, "sample": {"guidance": adaptive, "inputs": inputs}},
         "compare": {
-            "model": model,
-            "evaluate": [{"use": "guidance-fidelity", **SETTINGS, "guidances": {"ag": adaptive, "linear": linear}}],
+            "model": {"from": "look"},
+            "evaluate": [{"use": "guidance-fidelity", **settings, "guidances": {"ag": adaptive, "linear": linear}}],
         },
     }
     result = gw.Pipeline.from_dict({"stages": stages}).run(tmp_path / "run", device="cpu")

@@ -34,7 +34,13 @@ def made_table(**settings: Any) -> CoefficientTable:
     return CoefficientTable(**{**given, **settings})
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def call(calls: Any) -> Any:
+    """Three prompts, in as many steps as there are marks."""
+    return calls(("a red one", "a blue seven", "a green four"), steps=STEPS)
+
+
+@pytest.fixture(scope="module")
 def fitted(unet_pipeline: Any, call: Any) -> CoefficientTable:
     return fit(unet_pipeline, call)
 

@@ -51,8 +51,8 @@ def test_parts_without_a_sample_and_sources_without_labels_are_refused() -> None
         reverse_risk(lambda *_: None, lambda *_: torch.zeros(1), samples(40, labelled=False), samples(40))
 
 
-def evaluator(**parameters: Any) -> ReverseValidation:
-    train = {"steps": 30, "batch_size": 16, "optimizer": {"use": "sgd", "lr": 0.05, "momentum": 0.9}}
+def evaluator(steps: int = 30, **parameters: Any) -> ReverseValidation:
+    train = {"steps": steps, "batch_size": 16, "optimizer": {"use": "sgd", "lr": 0.05, "momentum": 0.9}}
     settings = {"none": {"high": 0.0}, "paper": {"hidden": [8], "lr": 0.1}}
     chosen = {"settings": settings, "train": gw.TrainConfig.model_validate(train), **parameters}
     return ReverseValidation("source/train", "target/train", **chosen)
@@ -62,7 +62,7 @@ def test_every_setting_gets_a_risk_and_the_least_is_chosen(towers: type[nn.Modul
     torch.manual_seed(0)
     model = towers()
     before = gw.fingerprint(model)
-    report = evaluator().evaluate(model, data)
+    report = evaluator(steps=8).evaluate(model, data)
     risks = {name: report.metrics[f"reverse-risk/{name}"] for name in ("none", "paper")}
     assert report.metrics["reverse-risk"] == min(risks.values())
     chosen = report.artifacts["setting"].data
@@ -76,7 +76,7 @@ def test_target_labels_change_nothing(towers: type[nn.Module], data: gw.Dataset)
     model = towers()
     wrong = gw.TensorSamples(features=data["target/train"].columns["features"], label=torch.zeros(48, dtype=torch.long))
     first, second = (
-        evaluator().evaluate(model, gw.Dataset({**data, "target/train": target}, data.info)).metrics
+        evaluator(steps=8).evaluate(model, gw.Dataset({**data, "target/train": target}, data.info)).metrics
         for target in (data["target/train"], wrong)
     )
     assert first == second

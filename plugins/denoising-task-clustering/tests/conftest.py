@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,7 +22,7 @@ def pixels() -> Any:
 
 
 def unet_settings(channels: int, **further: Any) -> dict[str, Any]:
-    levels = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2, "block_out_channels": (8, 16)}
+    levels = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (8,)}
     return (
         {"sample_size": SIDE, "in_channels": channels, "out_channels": channels, "layers_per_block": 1, "norm_num_groups": 4}
         | levels
@@ -52,7 +53,7 @@ def captions(prediction: str = "epsilon") -> Any:
     from graftwork_testbed.zoo.diffusion import stable_diffusion
 
     return stable_diffusion(
-        autoencoder(), [16, 16], attention_heads=2, text_width=16, text_layers=1, sample_size=SIDE, prediction_type=prediction
+        autoencoder(), [16], attention_heads=2, text_width=16, text_layers=1, sample_size=SIDE, prediction_type=prediction
     )
 
 
@@ -95,7 +96,7 @@ def data() -> Callable[[str], gw.Dataset]:
 
 
 def settings_of(**settings: Any) -> gw.TrainConfig:
-    usual = {"steps": 3, "batch_size": 11, "optimizer": {"use": "sgd", "lr": 0.01}, "log_every": 1}
+    usual = {"steps": 2, "batch_size": 11, "optimizer": {"use": "sgd", "lr": 0.01}, "log_every": 1}
     return gw.TrainConfig.model_validate(usual | settings)
 
 
@@ -118,3 +119,14 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def rare_collections() -> Iterator[None]:
+    """Collections walk the million objects that imports leave behind: what is there is set aside, and the rest is looked at less often."""
+    thresholds = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
+    yield
+    gc.set_threshold(*thresholds)
+    gc.unfreeze()

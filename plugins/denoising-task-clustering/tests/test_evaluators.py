@@ -120,7 +120,7 @@ def test_measuring_leaves_modes_flags_gradients_and_the_random_stream(pipeline, 
 def test_affinity_is_averaged_over_checkpoints_in_memory_and_on_disk(pipeline, data, tmp_path) -> None:
     models = [pipeline("pixels", seed=seed) for seed in range(3)]
     models[0].save_pretrained(tmp_path)
-    settings = {"limit": 8, "cells": 5, "sketch": 128}
+    settings = {"limit": 4, "cells": 5, "sketch": 128}
     single = [
         DenoisingTaskAffinity(**settings).evaluate(model, data("pixels")).artifacts["affinity"].tensors["affinity"] for model in models
     ]

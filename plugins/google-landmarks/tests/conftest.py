@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import tarfile
@@ -22,6 +23,7 @@ INDEX = {f"a{n:015x}": landmark for n, landmark in zip(range(1, 7), [40, 40, 7, 
 TEST = [f"b{n:015x}" for n in range(1, 7)]
 
 
+@functools.cache
 def jpeg(seed: int, size: tuple[int, int] = (20, 24)) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     made = io.BytesIO()

@@ -177,7 +177,7 @@ def server(tmp_path: Path, make_layout):
     Server.broken, Server.ranges = 0, []
     handler = lambda *arguments: Server(*arguments, directory=str(root))  # noqa: E731
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as serving:
-        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        threading.Thread(target=serving.serve_forever, args=(0.01,), daemon=True).start()
         yield root, f"http://127.0.0.1:{serving.server_port}"
         serving.shutdown()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -79,19 +80,26 @@ def test_hierarchy_and_licence_come_with_each_image(photos) -> None:
     assert all(photos[split][at]["license"] for split in photos for at in range(0, len(photos[split]), 7))
 
 
-def test_equal_plans_give_equal_bytes_and_another_draw_gives_others(tmp_path: Path) -> None:
-    def digest(name: str, draw: int) -> str:
-        data = PhotoLandmarks(**SMALL, draw=draw, root=str(tmp_path / name))
-        files = sorted(path for path in data.root.rglob("*") if path.suffix in (".tar", ".csv", ".txt"))
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a data set of `SMALL`, to copy where a test changes it."""
+    return PhotoLandmarks(**SMALL, root=str(tmp_path_factory.mktemp("small") / "data")).root
+
+
+def test_equal_plans_give_equal_bytes_and_another_draw_gives_others(small: Path, tmp_path: Path) -> None:
+    def digest(root: Path) -> str:
+        files = sorted(path for path in root.rglob("*") if path.suffix in (".tar", ".csv", ".txt"))
         return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
     before = torch.get_rng_state()
-    assert digest("a", 0) == digest("b", 0) != digest("c", 1)
+    again, another = (PhotoLandmarks(**SMALL, draw=draw, root=str(tmp_path / str(draw))).root for draw in (0, 1))
+    assert digest(small) == digest(again) != digest(another)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_damaged_archive_is_written_anew_and_another_folder_left_alone(tmp_path: Path) -> None:
+def test_a_damaged_archive_is_written_anew_and_another_folder_left_alone(small: Path, tmp_path: Path) -> None:
     root = tmp_path / "data"
+    shutil.copytree(small, root)
     data = PhotoLandmarks(**SMALL, root=str(root))
     archive = root / "train/images_000.tar"
     good = archive.read_bytes()

@@ -61,8 +61,16 @@ def test_reranking_moves_the_most_verified_first_and_leaves_ties_and_the_tail() 
     assert rerank_by_inliers(near, inliers).tolist() == [[5, 4, 6, 7, 8]]
 
 
-def test_retrieval_of_views_by_their_pixels(photos, pixels) -> None:
-    report = LandmarkRetrieval().evaluate(pixels, photos)
+@pytest.fixture(scope="module")
+def measured(photos, pixels, tmp_path_factory) -> dict[type, tuple[gw.Report, str]]:
+    """By evaluator with its defaults: what it reports of the pixels, and the file of predictions that it wrote."""
+    folder = tmp_path_factory.mktemp("predictions")
+    paths = {kind: str(folder / f"{kind.__name__}.csv") for kind in (LandmarkRetrieval, LandmarkRecognition)}
+    return {kind: (kind(write=path).evaluate(pixels, photos), path) for kind, path in paths.items()}
+
+
+def test_retrieval_of_views_by_their_pixels(measured) -> None:
+    report, _ = measured[LandmarkRetrieval]
     every = {"map@100", "precision@1", "precision@5", "precision@10", "precision@50", "precision@100", "mean-position", "median-position"}
     assert set(report.metrics) == {prefix + name for prefix in ("", "public/", "private/") for name in every}
     assert report.metrics["map@100"] > 0.4
@@ -73,18 +81,16 @@ def test_retrieval_of_views_by_their_pixels(photos, pixels) -> None:
     assert len(report.figures["retrieved"].figure.axes) == 8 * 7
 
 
-def test_a_submission_scores_as_the_model_that_wrote_it(photos, pixels, tmp_path: Path) -> None:
-    for kind, settings in ((LandmarkRetrieval, {"pictures": 0}), (LandmarkRecognition, {})):
-        path = str(tmp_path / f"{kind.__name__}.csv")
-        by_model = kind(write=path, **settings).evaluate(pixels, photos).metrics
-        assert kind(submission=path).evaluate(None, photos).metrics == by_model
+def test_a_submission_scores_as_the_model_that_wrote_it(photos, measured) -> None:
+    for kind, (report, path) in measured.items():
+        assert kind(submission=path).evaluate(None, photos).metrics == report.metrics
         name = "retrieval" if kind is LandmarkRetrieval else "recognition"
         solution = str(photos.root / f"ground_truth/{name}_solution_v2.1.csv")
-        assert kind(submission=path, solution=solution).evaluate(None, gw.Dataset({})).metrics == by_model
+        assert kind(submission=path, solution=solution).evaluate(None, gw.Dataset({})).metrics == report.metrics
 
 
-def test_recognition_of_views_among_digits(photos, pixels) -> None:
-    report = LandmarkRecognition().evaluate(pixels, photos)
+def test_recognition_of_views_among_digits(photos, measured) -> None:
+    report, _ = measured[LandmarkRecognition]
     assert set(report.metrics) == {p + m for p in ("", "public/", "private/") for m in ("gap", "gap-landmarks-only", "top-1-accuracy")}
     assert 0.2 < report.metrics["gap"] <= report.metrics["gap-landmarks-only"] <= 1
     rows = dict(report.tables["queries"].rows)
@@ -93,7 +99,7 @@ def test_recognition_of_views_among_digits(photos, pixels) -> None:
     assert len(report.figures["precision"].figure.axes) == 2
 
 
-def test_landmark_ids_of_the_index_are_refused_and_would_score_differently(photos, pixels, tmp_path: Path) -> None:
+def test_landmark_ids_of_the_index_are_refused_and_would_score_differently(photos, pixels, measured) -> None:
     with pytest.raises(gw.DataError, match='split "index" has those of the index, another numbering'):
         LandmarkRecognition(gallery="index").evaluate(pixels, photos)
     with pytest.raises(gw.DataError, match='split "test" has none'):
@@ -101,26 +107,38 @@ def test_landmark_ids_of_the_index_are_refused_and_would_score_differently(photo
     disguised = photos["index"].with_numbers(landmark_id=photos["index"].numbers["index_landmark_id"])
     mixed = gw.Dataset({"train": disguised, "test": photos["test"]}, photos.info)
     solution = str(photos.root / "ground_truth/recognition_solution_v2.1.csv")
-    right, wrong = (LandmarkRecognition(solution=solution).evaluate(pixels, data).metrics["gap"] for data in (photos, mixed))
-    assert wrong < 0.2 * right
+    wrong = LandmarkRecognition(solution=solution).evaluate(pixels, mixed).metrics["gap"]
+    assert wrong < 0.2 * measured[LandmarkRecognition][0].metrics["gap"]
 
 
-def test_verification_and_bans_change_the_scores(photos, pixels, tmp_path: Path) -> None:
-    settings = Verification(residual=3.0, trials=200, folder=str(tmp_path))
-    plain, verified = LandmarkRecognition(), LandmarkRecognition(rerank=settings, write=str(tmp_path / "p.csv"))
-    before, after = (each.evaluate(pixels, photos).metrics for each in (plain, verified))
+def test_verification_and_bans_change_the_scores(photos, pixels, measured, tmp_path: Path) -> None:
+    before = measured[LandmarkRecognition][0].metrics
+    verified = LandmarkRecognition(rerank=Verification(residual=3.0, trials=200), write=str(tmp_path / "p.csv"))
+    after = verified.evaluate(pixels, photos).metrics
     assert after["gap"] > before["gap"]
     made = read_recognition_predictions(tmp_path / "p.csv", photos.recognition)
     assert global_average_precision(made, photos.recognition) == after["gap"]
     banned = LandmarkRecognition(ban_over=0).evaluate(pixels, photos).metrics
     assert banned["top-1-accuracy"] == before["top-1-accuracy"]
     assert banned["gap"] != before["gap"]
-    assert list(tmp_path.glob("harris/*/*/*/*.safetensors"))
 
 
-def test_reranked_retrieval_finds_more(photos, pixels) -> None:
+@pytest.mark.parametrize("kind", [LandmarkRetrieval, LandmarkRecognition])
+def test_features_go_to_the_folder_that_is_named(photos, pixels, tmp_path: Path, kind) -> None:
+    """Of a solution with one query, which is held against one neighbour: two images."""
+    task = "retrieval" if kind is LandmarkRetrieval else "recognition"
+    header, *rows = (photos.root / f"ground_truth/{task}_solution_v2.1.csv").read_text().splitlines()
+    answered = next(row for row in rows if row.split(",")[1] and not row.endswith("Ignored"))
+    (tmp_path / "one.csv").write_text(f"{header}\n{answered}\n")
+    count = {"rerank_top": 1, "pictures": 0} if kind is LandmarkRetrieval else {"neighbours": 1}
+    settings = Verification(residual=3.0, trials=10, folder=str(tmp_path / "kept"))
+    kind(solution=str(tmp_path / "one.csv"), rerank=settings, **count).evaluate(pixels, photos)
+    assert len(list((tmp_path / "kept").glob("harris/*/*/*/*.safetensors"))) == 2
+
+
+def test_reranked_retrieval_finds_more(photos, pixels, measured) -> None:
     settings = Verification(residual=3.0, trials=200)
-    plain = LandmarkRetrieval(pictures=0).evaluate(pixels, photos).metrics
+    plain = measured[LandmarkRetrieval][0].metrics
     ranked = LandmarkRetrieval(rerank=settings, rerank_top=10, pictures=0).evaluate(pixels, photos).metrics
     assert ranked["precision@1"] >= plain["precision@1"]
     assert ranked["map@100"] > plain["map@100"]

@@ -64,6 +64,7 @@ def test_half_precision_finds_nearly_the_same(precision: str) -> None:
     [
         ((drawn(2), drawn(3), 0), "k is at least 1; found 0"),
         ((drawn(2), drawn(3, 8), 1), r"found \(2, 16\) and \(3, 8\)"),
+        ((drawn(2), drawn(3) * torch.nan, 1), r"similarities that are not numbers"),
         ((drawn(2), drawn(0), 1), r"not empty are wanted; found \(2, 16\) and \(0, 16\)"),
     ],
 )
@@ -79,3 +80,19 @@ def test_a_gpu_finds_what_the_cpu_finds() -> None:
     queries, gallery = drawn(100, 64), drawn(20000, 64, 1)
     found = exact_topk(queries.cuda(), gallery, 100)
     assert (found.indices.cpu() == exact_topk(queries, gallery, 100).indices).float().mean() > 0.999
+
+
+def test_zeros_of_both_signs_are_equal_and_scores_survive_the_packing() -> None:
+    gallery = torch.tensor([[0.0], [-1.0], [-0.0], [2.0], [0.0], [-3e38]])
+    found = exact_topk(torch.tensor([[1.0], [-1.0]]), gallery, 6, "dot")
+    assert found.indices.tolist() == [[3, 0, 2, 4, 1, 5], [5, 1, 0, 2, 4, 3]]
+    assert torch.equal(found.scores[0], torch.tensor([2.0, 0.0, 0.0, 0.0, -1.0, -3e38]))
+
+
+@pytest.mark.parametrize("rows", [100, 333, 3200, 10_000])
+def test_groups_that_do_not_fill_a_chunk_lose_no_row(rows: int) -> None:
+    queries, gallery = drawn(9), drawn(7001, seed=1)
+    scores, order = (queries @ gallery.T).topk(30, dim=1)
+    found = exact_topk(queries, gallery, 30, "dot", gallery_chunk=rows)
+    torch.testing.assert_close(found.scores, scores)
+    assert (found.indices == order).float().mean() > 0.99

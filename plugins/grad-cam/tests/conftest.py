@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,15 @@ class Flat(nn.Module):
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+def random_images(count: int = 4, height: int = 16, width: int = 16) -> Tensor:
+    return torch.rand(count, 3, height, width)
+
+
+@pytest.fixture
+def images() -> Callable[..., Tensor]:
+    return random_images
 
 
 @pytest.fixture
@@ -185,3 +195,14 @@ def without(data, *keys):
 def drop() -> Callable:
     """drop(data, "mask"): the same data without a key."""
     return without
+
+
+@pytest.fixture(scope="session", autouse=True)
+def rare_collections() -> Iterator[None]:
+    """Collections walk the million objects that imports leave behind: what is there is set aside, and the rest is looked at less often."""
+    thresholds = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
+    yield
+    gc.set_threshold(*thresholds)
+    gc.unfreeze()

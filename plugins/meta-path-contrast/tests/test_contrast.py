@@ -41,9 +41,19 @@ class Given:
         chosen = self.weights[rows]
         return (chosen if columns is None else chosen[:, columns]).log()
 
+    def log_total(self, logs: Tensor, rows: Tensor, columns: Tensor | None = None) -> Tensor:
+        return logs.logsumexp(dim=1)
+
 
 def clusterings() -> list[Tensor]:
     return [torch.arange(N) % 3, torch.arange(N) // 2]
+
+
+@pytest.mark.parametrize("columns", [None, torch.tensor([0, 3, 3, 5])])
+def test_the_sizes_of_clusters_tell_the_sum_of_a_row(columns: Tensor | None) -> None:
+    weights, rows = cluster_pair_weights(clusterings()), torch.tensor([0, 4, 5])
+    logs = weights.log_weights(rows, columns)
+    torch.testing.assert_close(weights.log_total(logs, rows, columns), logs.logsumexp(dim=1))
 
 
 def by_hand(anchors: Tensor, keys: Tensor, weights: Tensor, temperature: float = TAU) -> Tensor:

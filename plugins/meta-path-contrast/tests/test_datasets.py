@@ -207,11 +207,11 @@ def test_the_recipe_is_sound_and_a_small_one_runs(tmp_path) -> None:
     stage = {
         "dataset": views,
         "model": {"use": "meta-path-encoder", "data": views, "embedding_dim": 8, "hidden": 8},
-        "objective": {"use": "meow", "clusters": [4, 8]},
+        "objective": {"use": "meow", "clusters": [4, 8], "kmeans_restarts": 1},
         "train": {"steps": 2},
         "evaluate": [
             {"use": "node-classification-probe", "runs": 2, "steps": 5},
-            "node-clustering",
+            {"use": "node-clustering", "runs": 2},
             "negative-weight-analysis",
             "linear-probe",
         ],

@@ -1,4 +1,4 @@
-"""The loss: against numbers worked out by hand, a plain loop over anchors, another library, and its own invariances and limits."""
+"""The loss: against numbers worked out by hand, a plain loop over anchors, another library; what is left out, counted and refused."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from graftwork import DataError
 from graftwork_multi_similarity import (
@@ -17,7 +16,6 @@ from graftwork_multi_similarity import (
     MultiSimilarityPairs,
     MultiSimilaritySettings,
     cosine_similarities,
-    drop_duplicates,
     mine_and_weigh,
     multi_similarity_loss,
     pair_masks,
@@ -27,15 +25,6 @@ from graftwork_multi_similarity import (
 def on_circle(*degrees: float) -> Tensor:
     angles = torch.tensor(degrees, dtype=torch.float64) * math.pi / 180
     return torch.stack([angles.cos(), angles.sin()], dim=1)
-
-
-def clustered(classes: int = 8, instances: int = 12, dim: int = 32, spread: float = 1.0, seed: int = 0) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    centres = torch.randn(classes, dim, generator=generator, dtype=torch.float64)
-    noise = torch.randn(classes * instances, dim, generator=generator, dtype=torch.float64)
-    labels = torch.arange(classes).repeat_interleave(instances)
-    order = torch.randperm(len(labels), generator=generator)
-    return (centres[labels] + spread * noise)[order], labels[order]
 
 
 def loop(
@@ -66,13 +55,6 @@ def loop(
         total = total + torch.log(1 + sum((torch.exp(-alpha * (s - threshold)) for s in positives), torch.zeros(()))) / alpha
         total = total + torch.log(1 + sum((torch.exp(beta * (s - threshold)) for s in negatives), torch.zeros(()))) / beta
     return total / len(rows)
-
-
-def value_and_gradient(function, embeddings: Tensor, *arguments, **options) -> tuple[Tensor, Tensor]:
-    leaf = embeddings.clone().requires_grad_()
-    loss = function(leaf, *arguments, **options)
-    (gradient,) = torch.autograd.grad(loss, leaf)
-    return loss.detach(), gradient
 
 
 # -- numbers -------------------------------------------------------------------------------------------------------------------
@@ -110,20 +92,20 @@ def test_the_paper_preset_is_two_fifty_one_and_a_tenth() -> None:
 
 @pytest.mark.parametrize("options", [{}, PRESETS["paper"], {"epsilon": None}, {"epsilon": 0.4, "alpha": 0.7, "beta": 3.0}])
 @pytest.mark.parametrize("spread", [0.7, 1.5])
-def test_value_and_gradient_equal_a_loop_over_anchors(options, spread) -> None:
+def test_value_and_gradient_equal_a_loop_over_anchors(options, spread, clustered, value_and_gradient) -> None:
     embeddings, labels = clustered(5, 4, 8, spread)
     found, expected = (value_and_gradient(function, embeddings, labels, **options) for function in (multi_similarity_loss, loop))
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-13)
 
 
-def test_references_give_what_a_loop_over_anchors_gives() -> None:
+def test_references_give_what_a_loop_over_anchors_gives(clustered, value_and_gradient) -> None:
     embeddings, labels = clustered(5, 4, 8)
     ref_emb, ref_labels = clustered(5, 7, 8, seed=1)
     found, expected = (value_and_gradient(f, embeddings, labels, ref_emb, ref_labels) for f in (multi_similarity_loss, loop))
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-13)
 
 
-def test_gradients_reach_the_references() -> None:
+def test_gradients_reach_the_references(clustered) -> None:
     embeddings, labels = clustered(5, 4, 8)
     ref_emb, ref_labels = clustered(5, 7, 8, seed=1)
     leaf, other = (ref_emb.clone().requires_grad_() for _ in range(2))
@@ -133,7 +115,7 @@ def test_gradients_reach_the_references() -> None:
     torch.testing.assert_close(leaf.grad, other.grad, rtol=1e-10, atol=1e-13)
 
 
-def test_anchors_among_the_references_make_no_pair_with_themselves() -> None:
+def test_anchors_among_the_references_make_no_pair_with_themselves(clustered) -> None:
     embeddings, labels = clustered(5, 4, 8)
     place = torch.randperm(len(labels), generator=torch.Generator().manual_seed(3))
     options = {"epsilon": None, "duplicate_tol": None}
@@ -144,7 +126,7 @@ def test_anchors_among_the_references_make_no_pair_with_themselves() -> None:
 
 
 @pytest.mark.parametrize("with_references", [False, True])
-def test_value_and_gradient_equal_pytorch_metric_learning(with_references) -> None:
+def test_value_and_gradient_equal_pytorch_metric_learning(with_references, clustered, value_and_gradient) -> None:
     losses, miners = (pytest.importorskip(f"pytorch_metric_learning.{part}") for part in ("losses", "miners"))
     loss, miner = losses.MultiSimilarityLoss(2, 40, 0.5), miners.MultiSimilarityMiner(0.1)
     embeddings, labels = clustered(8, 12, 32)
@@ -158,7 +140,7 @@ def test_value_and_gradient_equal_pytorch_metric_learning(with_references) -> No
     assert found[1].abs().max() > 0
 
 
-def test_the_gradient_passes_gradcheck() -> None:
+def test_the_gradient_passes_gradcheck(clustered) -> None:
     embeddings, labels = clustered(3, 3, 4)
     ref_emb, ref_labels = clustered(3, 4, 4, seed=2)
     leaves = embeddings.requires_grad_(), ref_emb.requires_grad_()
@@ -166,137 +148,10 @@ def test_the_gradient_passes_gradcheck() -> None:
     assert torch.autograd.gradcheck(lambda a, r: multi_similarity_loss(a, labels, r, ref_labels, block_rows=2), leaves)
 
 
-# -- invariances and limits ----------------------------------------------------------------------------------------------------
-
-
-def test_order_rotation_and_length_of_the_embeddings_do_not_matter() -> None:
-    embeddings, labels = clustered()
-    expected = multi_similarity_loss(embeddings, labels)
-    generator = torch.Generator().manual_seed(1)
-    order = torch.randperm(len(labels), generator=generator)
-    rotation = torch.linalg.qr(torch.randn(32, 32, generator=generator, dtype=torch.float64)).Q
-    lengths = torch.rand(len(labels), 1, generator=generator, dtype=torch.float64) + 0.1
-    torch.testing.assert_close(multi_similarity_loss(embeddings[order], labels[order]), expected)
-    torch.testing.assert_close(multi_similarity_loss(embeddings @ rotation, labels), expected)
-    torch.testing.assert_close(multi_similarity_loss(embeddings * lengths, labels), expected)
-
-
-def test_a_large_margin_mines_every_pair() -> None:
-    embeddings, labels = clustered()
-    found, expected = (value_and_gradient(multi_similarity_loss, embeddings, labels, epsilon=epsilon) for epsilon in (10.0, None))
-    torch.testing.assert_close(found, expected)
-
-
-def test_a_margin_of_minus_three_mines_nothing_and_the_zero_stays_in_the_graph() -> None:
-    embeddings, labels = clustered()
-    leaf = embeddings.float().requires_grad_()
-    loss = multi_similarity_loss(leaf, labels, epsilon=-3.0)
-    assert (loss.item(), loss.dtype, loss.device) == (0, leaf.dtype, leaf.device)
-    loss.backward()
-    assert torch.equal(leaf.grad, torch.zeros_like(leaf))
-
-
-@pytest.mark.parametrize("beta", [1e2, 1e4, 1e6])
-def test_a_large_beta_leaves_the_hardest_negative(beta) -> None:
-    embeddings, labels = clustered(spread=0.7)
-    similarity, (positive, negative) = cosine_similarities(embeddings), pair_masks(labels)
-    threshold = 0.1
-    none = torch.zeros_like(positive)
-    term = MultiSimilarityPairs(2.0, beta, threshold).losses(similarity, none, negative)
-    hinge = (similarity.masked_fill(~negative, -1).amax(dim=1) - threshold).clamp(min=0)
-    bound = (1 + negative.sum(dim=1)).log() / beta
-    assert ((term - hinge) >= -1e-12).all()
-    assert ((term - hinge) <= bound + 1e-12).all()
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_does_not_overflow_where_the_exponential_would(dtype) -> None:
-    embeddings = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]], dtype=dtype).requires_grad_()
-    labels = torch.tensor([0, 0, 1, 1])  # negatives with S = 1
-    loss = multi_similarity_loss(embeddings, labels, beta=50.0, threshold=0.0)
-    assert torch.exp(torch.tensor(50.0, dtype=torch.float16)).isinf()
-    expected = multi_similarity_loss(embeddings.detach().double(), labels, beta=50.0, threshold=0.0)
-    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
-    loss.backward()
-    assert embeddings.grad.dtype == dtype
-    assert embeddings.grad.isfinite().all()
-
-
-def test_large_scales_do_not_overflow_float32() -> None:
-    embeddings = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]], requires_grad=True)
-    loss = multi_similarity_loss(embeddings, torch.tensor([0, 0, 1, 1]), alpha=300.0, beta=300.0, threshold=0.0)  # exponents of 300
-    assert loss.item() == pytest.approx(2.0)  # each anchor has its positive at -1 and one negative at 1
-    loss.backward()
-    assert embeddings.grad.isfinite().all()
-
-
-def test_under_autocast_the_similarities_are_float32() -> None:
-    embeddings, labels = clustered()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = multi_similarity_loss(embeddings.float(), labels)
-    torch.testing.assert_close(found, multi_similarity_loss(embeddings.float(), labels), rtol=0, atol=0)
-
-
-# -- blocks --------------------------------------------------------------------------------------------------------------------
-
-
-def dense(embeddings: Tensor, labels: Tensor, ref_emb: Tensor | None = None, ref_labels: Tensor | None = None) -> Tensor:
-    """The same by plain autograd over whole matrices."""
-    similarity = cosine_similarities(embeddings, ref_emb)
-    positive, negative = pair_masks(labels, ref_labels)
-    kept = MultiSimilarityMiner(0.1)(similarity, drop_duplicates(positive, similarity, 1e-5), negative)
-    return MultiSimilarityPairs().loss(similarity, *kept)
-
-
-@pytest.mark.parametrize("block_rows", [1, 7, 96, 1000, None])
-@pytest.mark.parametrize("with_references", [False, True])
-def test_blocks_of_rows_equal_the_dense_form(block_rows, with_references) -> None:
-    embeddings, labels = clustered()
-    references = clustered(8, 10, 32, seed=1) if with_references else (None, None)
-    found = value_and_gradient(multi_similarity_loss, embeddings, labels, *references, block_rows=block_rows)
-    torch.testing.assert_close(found, value_and_gradient(dense, embeddings, labels, *references), rtol=1e-10, atol=1e-13)
-
-
-class LargestTensor(TorchDispatchMode):
-    """Notes the largest tensor that any operation gives."""
-
-    entries = 0
-
-    def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        result = function(*arguments, **(options or {}))
-        for tensor in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(tensor, Tensor):
-                self.entries = max(self.entries, tensor.untyped_storage().nbytes() // tensor.element_size())
-        return result
-
-
-def test_forward_and_backward_hold_no_more_than_a_block_of_the_matrix() -> None:
-    embeddings, labels = torch.randn(600, 8, requires_grad=True), torch.arange(600) // 4
-    with LargestTensor() as seen:
-        multi_similarity_loss(embeddings, labels, block_rows=16).backward()
-    assert seen.entries == 16 * 600
-    with LargestTensor() as seen:
-        dense(embeddings, labels).backward()
-    assert seen.entries == 600 * 600
-
-
-def test_figures_do_not_depend_on_the_blocks() -> None:
-    embeddings, labels = clustered()
-    whole, parts = (mine_and_weigh(embeddings, labels, settings=MultiSimilaritySettings(), block_rows=rows)[1] for rows in (96, 7))
-    torch.testing.assert_close(whole.figures(), parts.figures())
-
-
-@pytest.mark.slow
-def test_compiled_blocks_give_the_same_numbers() -> None:
-    embeddings, labels = clustered()
-    found, expected = (value_and_gradient(multi_similarity_loss, embeddings, labels, compile=compiled) for compiled in (True, False))
-    torch.testing.assert_close(found, expected)
-
-
 # -- what is left out, counted, refused ----------------------------------------------------------------------------------------
 
 
-def test_exact_duplicates_are_left_out_unless_kept() -> None:
+def test_exact_duplicates_are_left_out_unless_kept(clustered, value_and_gradient) -> None:
     embeddings, labels = clustered(4, 4, 8)
     embeddings = torch.cat([embeddings, embeddings[:2]])
     labels = torch.cat([labels, labels[:2]])
@@ -307,7 +162,7 @@ def test_exact_duplicates_are_left_out_unless_kept() -> None:
     assert unmined[0] < unmined[1]
 
 
-def test_a_class_of_one_is_skipped_counted_and_still_divides() -> None:
+def test_a_class_of_one_is_skipped_counted_and_still_divides(clustered) -> None:
     embeddings, labels = clustered(4, 4, 8)
     embeddings, labels = torch.cat([embeddings, -embeddings[:1]]), torch.cat([labels, torch.tensor([9])])
     loss, tally = mine_and_weigh(embeddings, labels, settings=MultiSimilaritySettings())
@@ -349,7 +204,7 @@ def test_a_batch_of_distinct_classes_has_no_positive_pairs() -> None:
         multi_similarity_loss(torch.randn(1, 4), torch.zeros(1))
 
 
-def test_embeddings_that_are_not_finite_are_refused_or_make_the_loss_nan() -> None:
+def test_embeddings_that_are_not_finite_are_refused_or_make_the_loss_nan(clustered) -> None:
     embeddings, labels = clustered()
     embeddings[5, 3] = math.inf
     with pytest.raises(DataError, match="1 values of embeddings are not finite, first in row 5"):
@@ -375,7 +230,7 @@ def test_shapes_that_do_not_fit_are_refused(arguments, message) -> None:
         multi_similarity_loss(*arguments)
 
 
-def test_a_self_index_without_references_or_of_another_length_is_refused() -> None:
+def test_a_self_index_without_references_or_of_another_length_is_refused(clustered) -> None:
     embeddings, labels = clustered(3, 3, 4)
     with pytest.raises(ValueError, match="self_index says where the embeddings stand in ref_emb, which is not given"):
         multi_similarity_loss(embeddings, labels, self_index=torch.arange(9))
@@ -401,7 +256,7 @@ def test_hyperparameters_out_of_range_are_refused(options, message) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_gpu_gives_the_same_numbers_without_waiting_for_it() -> None:
+def test_a_gpu_gives_the_same_numbers_without_waiting_for_it(clustered, value_and_gradient) -> None:
     embeddings, labels = clustered()
     expected = value_and_gradient(multi_similarity_loss, embeddings, labels)
     found = value_and_gradient(multi_similarity_loss, embeddings.cuda(), labels.cuda())

@@ -85,7 +85,7 @@ def test_differences_far_below_epsilon_are_ties():
 
 
 def test_a_saliency_that_ignores_the_class_scores_exactly_one(colours, scenes):
-    metrics = ClassSensitivity(saliency=Known(edges)).evaluate(colours, scenes).metrics
+    metrics = ClassSensitivity(saliency=Known(edges), columns=1).evaluate(colours, scenes).metrics
     assert metrics == {"class-sensitivity": 1.0, "class-sensitivity-std": 0.0, "class-sensitivity-dropped": 0.0}
 
 
@@ -93,7 +93,7 @@ def test_a_map_negated_between_the_two_classes_scores_minus_one(scenes):
     ramp = torch.arange(32.0 * 32).view(32, 32)
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 2))
     saliency = Known(lambda image, c: ramp if c == 0 else -ramp)
-    metrics = ClassSensitivity(saliency=saliency).evaluate(model, scenes).metrics
+    metrics = ClassSensitivity(saliency=saliency, columns=1).evaluate(model, scenes).metrics
     assert metrics["class-sensitivity"] == -1.0
 
 
@@ -109,10 +109,10 @@ def test_the_maps_are_those_of_the_likeliest_and_the_least_likely_class(resnet):
 
 
 def test_batches_change_nothing_and_constant_maps_are_counted_and_left_out(resnet, scenes):
-    whole, parts = (ClassSensitivity(batch_size=size).evaluate(resnet, scenes).metrics for size in (5, 2))
+    whole, parts = (ClassSensitivity(batch_size=size, columns=1).evaluate(resnet, scenes).metrics for size in (5, 2))
     assert whole["class-sensitivity"] == pytest.approx(parts["class-sensitivity"], abs=1e-6)
     dark = Known(lambda image, c: edges(image) if image[1].max() > 0.5 else torch.zeros(32, 32))  # nothing without green
-    report = ClassSensitivity(saliency=dark).evaluate(resnet, scenes)
+    report = ClassSensitivity(saliency=dark, columns=1).evaluate(resnet, scenes)
     expected = sum(bool(sample["image"][1].max() <= 0.5) for sample in scenes["test"])
     assert 0 < expected < 5
     assert report.metrics["class-sensitivity-dropped"] == expected
@@ -151,6 +151,7 @@ def test_the_component_reports_means_and_a_matrix(resnet, scenes):
     evaluator = gw.evaluator(
         "saliency-correlation",
         saliencies={"plain": "normgrad", "meta": {"use": "meta-saliency", "lr": 0.0}, "selective": {"use": "normgrad", "selective": True}},
+        columns=1,
     )
     report = evaluator.evaluate(resnet, scenes)
     assert report.metrics["correlation-plain-meta"] == pytest.approx(1.0, abs=1e-4)  # one image at a time rounds otherwise
@@ -211,10 +212,10 @@ def test_the_twin_starts_anew_by_its_seed_without_touching_the_random_state(resn
 
 def test_an_edge_detector_scores_one_at_every_depth_and_normgrads_correlation_falls(colours, scenes):
     before = {name: each.clone() for name, each in colours.state_dict().items()}
-    blind = ModelRandomization(saliency=Known(edges)).evaluate(colours, scenes)
+    blind = ModelRandomization(saliency=Known(edges), columns=1).evaluate(colours, scenes)
     assert [row[0] for row in blind.tables["modules"].rows] == ["head", "conv"]
     assert all(row[1] == row[3] == 1.0 for row in blind.tables["modules"].rows)
-    seeing = ModelRandomization(saliency=NormGrad(layer="act"), seed=2).evaluate(colours, scenes)
+    seeing = ModelRandomization(saliency=NormGrad(layer="act"), seed=2, columns=1).evaluate(colours, scenes)
     assert seeing.metrics["randomized-correlation"] < 0.95
     assert all(torch.equal(each, before[name]) for name, each in colours.state_dict().items())
     for figure in seeing.figures.values():
@@ -226,7 +227,7 @@ def test_randomising_one_module_alone_leaves_the_others_and_a_given_twin_is_used
     with torch.no_grad():
         twin.fc.weight.copy_(resnet.fc.weight)
         twin.fc.bias.copy_(resnet.fc.bias)
-    kept = ModelRandomization(kind="independent", modules=["fc", "layer1"], twin=twin, limit=4).evaluate(resnet, scenes)
+    kept = ModelRandomization(kind="independent", modules=["fc", "layer1"], twin=twin, limit=4, columns=1).evaluate(resnet, scenes)
     (fc, first) = kept.tables["modules"].rows
     assert fc[1] == pytest.approx(1.0)
     assert first[1] < 0.999

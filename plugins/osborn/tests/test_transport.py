@@ -12,6 +12,7 @@ from scipy.optimize import linear_sum_assignment
 
 import graftwork as gw
 from graftwork_osborn import Transport, exact_coupling, frobenius_coupling, sinkhorn, squared_distances
+from graftwork_osborn.transport import round_to_marginals
 
 SIZES = [(12, 12), (9, 17), (30, 8)]
 
@@ -164,3 +165,14 @@ def test_couplings_of_half_precision_costs_are_at_least_float32(dtype) -> None:
     cost = costs(6, 5).to(dtype)
     assert sinkhorn(cost, epsilon=0.1).dtype is torch.float32
     assert exact_coupling(cost).dtype is torch.float64
+
+
+def test_a_batch_of_one_and_unequal_weights_give_the_plan_of_pot() -> None:
+    cost = costs(12, 9)
+    a, b = (torch.arange(1.0, n + 1, dtype=torch.float64) / (n * (n + 1) / 2) for n in (12, 9))
+    theirs = ot.bregman.sinkhorn_log(a.numpy(), b.numpy(), cost.numpy(), 0.1 * float(a @ cost @ b), 5000, 1e-12)
+    ours = sinkhorn(cost, a, b, epsilon=0.1, tolerance=1e-12, max_iterations=5000)
+    torch.testing.assert_close(ours, torch.from_numpy(theirs), rtol=0, atol=1e-10)
+    before = ours.clone()
+    torch.testing.assert_close(round_to_marginals(ours, b.new_full((12,), 1 / 12), b).sum(dim=1), b.new_full((12,), 1 / 12))
+    assert torch.equal(ours, before)  # its own copy is rounded

@@ -105,11 +105,13 @@ def test_the_figure_and_the_tables_name_every_decoder(report) -> None:
 def test_strengths_of_one_method_are_joined_to_a_curve(reference, reward, data) -> None:
     decoders = {f"search@{alpha}": RewardGuidedSearch(FunctionReward(reward), alpha=alpha, top_k=4) for alpha in (2.0, 0.05, 0.5)}
     report = DecodingAlignment(FunctionReward(reward), decoders, max_new_tokens=3).evaluate(reference, data)
-    curve = report.figures["decoders"].figure.axes[1].get_lines()[1]  # behind `plain`
+    right = report.figures["decoders"].figure.axes[1]
+    curve = right.get_lines()[1]  # behind `plain`
     across = sorted(report.metrics[f"{name}/divergence"] for name in decoders)
     assert curve.get_xdata().tolist() == pytest.approx(across)
     assert len(set(across)) == 3
-    assert len(report.figures["decoders"].figure.axes[1].get_legend().get_texts()) == 2
+    assert len(right.get_legend().get_texts()) == 2
+    assert {text.get_text() for text in right.texts} == {"", "2.0", "0.05", "0.5"}
 
 
 def test_models_and_random_state_are_left_as_they_were(reference, reward, data) -> None:

@@ -94,12 +94,51 @@ def test_generation_with_a_cache_is_full_recomputation(
     assert torch.equal(cached, anew)
 
 
-def test_the_cache_holds_tokens_alone_and_each_step_sees_the_prefix_once(make: Callable, learned: Callable) -> None:
+def test_the_cache_tells_of_tokens_alone_and_each_step_sees_the_prefix_once(make: Callable, learned: Callable) -> None:
     model, tokens = prefixed(make, learned, "llama"), torch.randint(3, 60, (2, 6))
     first = model(tokens[:, :4], use_cache=True)
     assert first.past_key_values.get_seq_length() == 4
     second = model(tokens[:, 4:5], past_key_values=first.past_key_values, use_cache=True)
     torch.testing.assert_close(second.logits[:, 0], model(tokens[:, :5]).logits[:, 4], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(("name", "held"), [("gpt2", True), ("llama", True), ("bart", True), ("t5", False)])
+def test_a_growing_cache_begins_with_the_prefix_but_t5s_which_counts_positions_by_its_keys(
+    name: str, held: bool, make: Callable, batch: Callable, learned: Callable
+) -> None:
+    model = prefixed(make, learned, name)
+    cache = model(**batch(name), use_cache=True).past_key_values
+    parts = [cache.self_attention_cache, cache.cross_attention_cache] if name in ("bart", "t5") else [cache]
+    banks = list(petl_of(model).banks.values())[-len(parts) :]  # those of the encoder are the first
+    for part, bank in zip(parts, banks, strict=True):
+        for number, layer in enumerate(part.layers):
+            assert layer.keys.shape[2] - layer.get_seq_length() == (3 if held else 0)
+            assert not held or all(
+                torch.equal(states[:, :, :3], own.expand(2, -1, -1, -1))
+                for states, own in zip((layer.keys, layer.values), bank(number), strict=True)
+            )
+
+
+def test_a_cropped_cache_keeps_its_prefix_and_an_emptied_one_gets_the_present_one(make: Callable, learned: Callable) -> None:
+    model, tokens = prefixed(make, learned, "gpt2"), torch.randint(3, 60, (2, 6))
+    cache = model(tokens, use_cache=True).past_key_values
+    cache.crop(-2)
+    assert cache.get_seq_length() == 4
+    torch.testing.assert_close(model(tokens[:, 4:], past_key_values=cache).logits, model(tokens).logits[:, 4:], rtol=0, atol=1e-10)
+    cache.reset()
+    learned(model, seed=6)
+    torch.testing.assert_close(model(tokens, past_key_values=cache).logits, model(tokens).logits, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("how", [[CONCATENATED], [CONCATENATED, GATED], [GATED]])
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_any_cache_and_any_grafts_give_the_tokens_of_full_recomputation(
+    kind: str, how: list[Modification], make: Callable, learned: Callable
+) -> None:
+    model, tokens = learned(attach(make("llama").double(), how, seed=0), std=1.0), torch.randint(3, 60, (2, 6))
+    settings = {"attention_mask": torch.ones_like(tokens), "max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
+    cached = model.generate(tokens, **settings, cache_implementation=kind, disable_compile=True)
+    assert torch.equal(cached, model.generate(tokens, **settings, use_cache=False))
 
 
 def test_a_folded_prefix_gives_the_same_bit_for_bit(make: Callable, measure: Callable) -> None:

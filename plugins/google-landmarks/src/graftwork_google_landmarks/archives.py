@@ -129,11 +129,12 @@ Part = tuple[NDArray[np.bytes_], NDArray[np.int64]]
 
 
 def _scan(path: Path) -> Part:
-    """Ids (n,) and (offset, size) (n, 2) of an archive's images, from its headers alone."""
+    """Ids (n,) and (offset, size) (n, 2) of an archive's images, from its headers alone; nothing is unpacked."""
     ids, places = [], []
     try:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
+                _check_member(member, path)
                 name = member.name.rpartition("/")[2]
                 if member.isreg() and name.endswith(".jpg") and len(name) == ID_LENGTH + 4:
                     if member.size > LARGEST:
@@ -144,6 +145,15 @@ def _scan(path: Path) -> Part:
     except (OSError, tarfile.TarError) as error:
         raise DataError(f"{path} cannot be read as a tar file: {error}") from None
     return np.array(ids, f"S{ID_LENGTH}"), np.array(places, np.int64).reshape(-1, 2)
+
+
+def _check_member(member: tarfile.TarInfo, path: Path) -> None:
+    """Refuse an archive that was made to harm whoever unpacks it, though it is not unpacked here: it is not what was published."""
+    if member.name.startswith("/") or ".." in member.name.split("/"):
+        raise DataError(f"{path} is not unpacked and not read: its member {member.name!r} leads out of the archive")
+    if not (member.isreg() or member.isdir()) or member.issparse():
+        kind = "link" if member.issym() or member.islnk() else "sparse file" if member.issparse() else "device"
+        raise DataError(f"{path} is not unpacked and not read: its member {member.name!r} is a {kind}; an archive holds plain files")
 
 
 def _stamp(path: Path) -> str:

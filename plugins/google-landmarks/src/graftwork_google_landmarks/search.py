@@ -13,8 +13,8 @@ __all__ = ["Metric", "Neighbours", "Precision", "exact_topk"]
 Metric = Literal["cosine", "dot", "l2"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
-FIRST = 1024
-"""Gallery rows that are sorted outright; later ones are only held against the k-th best so far."""
+GROUP = 16
+"""Gallery rows of which only the best is compared with the k-th best so far, and the others where it is better."""
 
 ENTRIES = 2**23
 """Similarities held at once on a CPU: 32 MB."""
@@ -43,9 +43,10 @@ def exact_topk(
 ) -> Neighbours:
     """The k nearest rows of the gallery to each query, by exhaustive search.
 
-    A block of queries meets the gallery chunk by chunk. The first rows are sorted; of each later chunk only what beats a query's
-    k-th best so far is kept, which is little, and merged by a stable sort. Since a later row must be strictly better, equal scores
-    always go to the earlier row. Memory is O(query_chunk * gallery_chunk + Q k), whatever the gallery's size.
+    A block of queries meets the gallery chunk by chunk. Of a chunk's groups of rows the maxima are taken; only groups whose maximum
+    beats a query's k-th best so far are looked into, and what beats it there, which is little, is merged. Scores and positions are one
+    integer while they are ranked, so that equal scores always go to the earlier row. Memory is O(query_chunk * gallery_chunk + Q k),
+    whatever the gallery's size.
 
     Args:
         queries: (Q, D), on any device.
@@ -60,7 +61,7 @@ def exact_topk(
         Scores and indices, (Q, min(k, N)) each, on the queries' device.
 
     Raises:
-        ValueError: if k is not positive, the widths differ or the gallery is empty.
+        ValueError: if k is not positive, the widths differ, the gallery is empty, or too few similarities are numbers.
     """
     if k < 1:
         raise ValueError(f"k is at least 1; found {k}")
@@ -69,10 +70,10 @@ def exact_topk(
     on_cpu = queries.device.type == "cpu"
     rows = gallery_chunk or (8192 if on_cpu else 65536)
     block = query_chunk or max(1, (ENTRIES if on_cpu else 2**28) // rows)
-    found = [_block(part, gallery, min(k, len(gallery)), metric, getattr(torch, precision), rows) for part in torch.split(queries, block)]
-    if not found:
-        shape = (0, min(k, len(gallery)))
-        return Neighbours(queries.new_zeros(shape, dtype=torch.float32), torch.zeros(shape, dtype=torch.long, device=queries.device))
+    k = min(k, len(gallery))
+    if not len(queries):
+        return Neighbours(queries.new_zeros(0, k, dtype=torch.float32), torch.zeros(0, k, dtype=torch.long, device=queries.device))
+    found = [_block(part, gallery, k, metric, getattr(torch, precision), rows) for part in torch.split(queries, block)]
     return Neighbours(torch.cat([one.scores for one in found]), torch.cat([one.indices for one in found]))
 
 
@@ -84,35 +85,56 @@ def _block(queries: Tensor, gallery: Tensor, k: int, metric: Metric, dtype: torc
     """The neighbours of one block of queries."""
     wide = queries.float()
     left = (normalize(wide, dim=1) if metric == "cosine" else wide).to(dtype)
-    best = Neighbours(wide.new_zeros(len(wide), 0), torch.zeros(len(wide), 0, dtype=torch.long, device=wide.device))
-    start = 0
-    while start < len(gallery):
-        size = max(k, FIRST) if start == 0 else min(rows, max(FIRST, start))  # growing, so that few are better than the k-th best
-        part = gallery[start : start + size].to(wide.device, torch.float32)
-        scores = (left @ (normalize(part, dim=1) if metric == "cosine" else part).to(dtype).T).float()
+    best = torch.empty(len(wide), 0, dtype=torch.long, device=wide.device)
+    for start in range(0, len(gallery), rows):
+        part = gallery[start : start + rows].to(wide.device, torch.float32)
+        scores = ((normalize(part, dim=1) if metric == "cosine" else part).to(dtype) @ left.T).float()  # (rows, queries)
         if metric == "l2":  # 2 q.g - |g|^2: the query's own norm is taken off at the end
-            scores.mul_(2).sub_(part.square().sum(dim=1))
-        best = _sorted(scores, start, k) if start == 0 else _merged(best, scores, start, k)
-        start += len(part)
-    return Neighbours(best.scores - wide.square().sum(dim=1, keepdim=True), best.indices) if metric == "l2" else best
+            scores.mul_(2).sub_(part.square().sum(dim=1, keepdim=True))
+        best = _merged(best, scores, start, k)
+    found = _unpacked(best)
+    if best.shape[1] < k or bool((found.indices >= len(gallery)).any()):
+        raise ValueError("queries and gallery give similarities that are not numbers (NaN)")
+    return Neighbours(found.scores - wide.square().sum(dim=1, keepdim=True), found.indices) if metric == "l2" else found
 
 
-def _sorted(scores: Tensor, start: int, k: int) -> Neighbours:
-    top, at = scores.sort(dim=1, descending=True, stable=True)
-    return Neighbours(top[:, :k], at[:, :k] + start)
+def _merged(best: Tensor, scores: Tensor, start: int, k: int) -> Tensor:
+    """The k best of what is held (Q, h), packed, all of which comes earlier, and of a chunk (rows, Q).
 
-
-def _merged(best: Neighbours, scores: Tensor, start: int, k: int) -> Neighbours:
-    """The best of what is held, all of which comes earlier, and of a chunk."""
-    query, column = (scores > best.scores[:, -1:]).nonzero(as_tuple=True)
+    Where fewer than k are held, the k-th best of the groups' maxima stands for the k-th best score: k rows at least are as good.
+    """
+    rows, queries = scores.shape
+    group = max(1, min(GROUP, rows // (2 * k)))
+    whole = rows // group * group
+    maxima = scores[:whole].view(-1, group, queries).amax(dim=1)
+    if best.shape[1] == k:
+        floor, better = _unpacked(best[:, -1]).scores, torch.gt
+    else:
+        floor, better = maxima.topk(k, dim=0).values[-1] if len(maxima) >= k else maxima.new_full((queries,), -torch.inf), torch.ge
+    at, query = better(maxima, floor).nonzero(as_tuple=True)
+    first = at * group * queries + query  # of a group's scores, which lie `queries` apart
+    inside = scores.view(-1)[first[:, None] + torch.arange(group, device=first.device) * queries]
+    found, within = better(inside, floor[query, None]).nonzero(as_tuple=True)
+    rest, asked = better(scores[whole:], floor).nonzero(as_tuple=True)
+    values = torch.cat([inside[found, within], scores[whole:][rest, asked]])
+    query, row = torch.cat([query[found], asked]), torch.cat([at[found] * group + within, rest + whole])
     if not len(query):
         return best
-    counts = torch.bincount(query, minlength=len(scores))
+    query, order = query.sort()
+    counts = torch.bincount(query, minlength=queries)
     slot = torch.arange(len(query), device=query.device) - (counts.cumsum(0) - counts)[query]
-    width = int(counts.max())
-    values = scores.new_full((len(scores), width), -torch.inf)
-    values[query, slot] = scores[query, column]
-    indices = torch.zeros(len(scores), width, dtype=torch.long, device=query.device)
-    indices[query, slot] = column + start
-    top, at = torch.cat([best.scores, values], dim=1).sort(dim=1, descending=True, stable=True)
-    return Neighbours(top[:, :k], torch.cat([best.indices, indices], dim=1).gather(1, at[:, :k]))
+    keys = best.new_full((queries, int(counts.max())), torch.iinfo(torch.long).min)
+    keys[query, slot] = _packed(values, row + start)[order]
+    together = torch.cat([best, keys], dim=1)
+    return together.topk(min(k, together.shape[1]), dim=1).values
+
+
+def _packed(scores: Tensor, indices: Tensor) -> Tensor:
+    """One integer of a float32 and a position below 2^32: larger where the score is, and among equal scores where the position is less."""
+    bits = (scores + 0.0).view(torch.int32)  # one zero, not two
+    return ((bits ^ ((bits >> 31) & 0x7FFFFFFF)).long() << 32) + (2**32 - 1 - indices)
+
+
+def _unpacked(keys: Tensor) -> Neighbours:
+    bits = (keys >> 32).int()
+    return Neighbours((bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(torch.float32), 2**32 - 1 - (keys & (2**32 - 1)))

@@ -29,6 +29,10 @@ class PairWeights(Protocol):
         """log w (b, S) of the anchors `rows` (b,) with the keys `columns` (S,), or with all of them."""
         ...
 
+    def log_total(self, logs: Tensor, rows: Tensor, columns: Tensor | None = None) -> Tensor:
+        """(b,) log of the sum of each row of `logs`, which `log_weights` gave for the same rows and columns."""
+        ...
+
 
 class WeightedInfoNCE(NamedTuple):
     """The loss, and the mean weight of the pairs.
@@ -80,11 +84,11 @@ def weighted_info_nce(
 
     def block(part: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(part.device.type, enabled=False):  # sums of exponentials want float32
-            similarity = part @ chosen.T / temperature
+            similarity = (part / temperature) @ chosen.T
             if weights is None:
                 return similarity.logsumexp(dim=1), similarity.new_full((len(part),), math.log(picked))
             logs = weights.log_weights(index, columns)
-            return (similarity + logs).logsumexp(dim=1), logs.logsumexp(dim=1)
+            return similarity.add_(logs).logsumexp(dim=1), weights.log_total(logs, index, columns)
 
     parts, indices = torch.split(anchors, rows), torch.split(torch.arange(total, device=keys.device), rows)
     again = len(parts) > 1 and torch.is_grad_enabled()

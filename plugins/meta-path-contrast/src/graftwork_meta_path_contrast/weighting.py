@@ -29,12 +29,20 @@ class ClusterPairWeights:
 
     def log_weights(self, rows: Tensor, columns: Tensor | None = None) -> Tensor:
         """(b, S), -inf where a pair is always together."""
-        own = self.assignments[:, rows]
+        narrow = self.assignments.int()
+        own, other = narrow[:, rows], narrow if columns is None else narrow[:, columns]
+        first, *others = (one[:, None] != all_of_it for one, all_of_it in zip(own, other, strict=True))
+        apart = first.view(torch.uint8) if len(own) < 256 else first.int()  # a byte a pair while they are counted
+        for one in others:
+            apart += one
+        return apart.float().log_()
+
+    def log_total(self, logs: Tensor, rows: Tensor, columns: Tensor | None = None) -> Tensor:
+        """(b,) log of the sum of a row's weights: how many keys lie outside its clusters, which the sizes of clusters tell."""
         other = self.assignments if columns is None else self.assignments[:, columns]
-        apart = torch.zeros(len(rows), other.shape[1], device=own.device)
-        for one, all_of_it in zip(own, other, strict=True):
-            apart += one[:, None] != all_of_it
-        return apart.log()
+        ones = torch.ones_like(other, dtype=torch.float32)
+        sizes = torch.zeros_like(self.assignments, dtype=torch.float32).scatter_add_(1, other, ones)  # (k, N), no more clusters than nodes
+        return (other.shape[1] - sizes.gather(1, self.assignments[:, rows])).sum(0).log()
 
 
 def cluster_pair_weights(assignments: Sequence[Tensor]) -> ClusterPairWeights:
@@ -105,5 +113,8 @@ class _BoundPairWeights:
 
     def log_weights(self, rows: Tensor, columns: Tensor | None = None) -> Tensor:
         key = self.from_key if columns is None else self.from_key[columns]
-        hidden = (self.from_anchor[rows][:, None] + key).tanh()  # (b, S, hidden)
+        hidden = (self.from_anchor[rows][:, None] + key).tanh_()  # (b, S, hidden)
         return functional.logsigmoid(self.last(hidden).squeeze(-1))
+
+    def log_total(self, logs: Tensor, rows: Tensor, columns: Tensor | None = None) -> Tensor:
+        return logs.logsumexp(dim=1)

@@ -19,13 +19,15 @@ __all__ = ["COLOURS", "draw_decoders", "draw_gaps"]
 INK, FAINT = "#33363b", "#d5d7db"
 COLOURS = ("#2a6f97", "#c8553d", "#588157", "#8e6c8a", "#b08900", "#457b7b", "#7a5c3e", "#5b5f97")
 """Of methods, in order."""
+GOLDEN = 0.6180339887
+"""Multiples of it, less their whole part, fill the unit interval evenly."""
 
 
 def draw_decoders(rewards: Mapping[str, Tensor], metrics: Mapping[str, Mapping[str, float]]) -> Figure:
     """The rewards of each decoder's responses; their mean against the divergence from the reference.
 
     Decoders whose names have the same part before an "@", such as `transfer@4` and `transfer@1`, share a colour and are joined by a
-    line: the alignment curve of a method over its strengths.
+    line that tells what comes after the "@": the alignment curve of a method over its strengths.
 
     Args:
         rewards: decoder -> (N,), on the CPU.
@@ -36,12 +38,15 @@ def draw_decoders(rewards: Mapping[str, Tensor], metrics: Mapping[str, Mapping[s
     colour_of = dict(zip(curves, _colours(len(curves)), strict=True))
     figure = Figure(figsize=(12.0, 0.4 * max(len(names), 5) + 1.6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))
-    _draw_boxes(left, rewards, [colour_of[_family(name)] for name in names])
+    _draw_responses(left, rewards, [colour_of[_family(name)] for name in names])
     for family, members in curves.items():
-        across, means = zip(*sorted((metrics[name]["divergence"], metrics[name]["reward"]) for name in members), strict=True)
+        points = sorted((metrics[name]["divergence"], metrics[name]["reward"], name.partition("@")[2]) for name in members)
+        across, means, _ = zip(*points, strict=True)
         speed = statistics.fmean(metrics[name]["tokens-per-second"] for name in members)
         label, dots = f"{family}, {speed:.0f} tokens/s", {"marker": "o", "markersize": 8, "markeredgecolor": "white"}
-        right.plot(across, means, color=colour_of[family], label=label, **dots)
+        right.plot(across, means, "-" if len(members) > 1 else "", color=colour_of[family], label=label, **dots)
+        for x, y, strength in points:
+            right.annotate(strength, (x, y), (6, -9), textcoords="offset points", fontsize=8, color=colour_of[family])
     right.set_xlabel("KL to the reference, nats per token", color=INK)
     right.set_ylabel("mean reward", color=INK)
     right.margins(0.18)
@@ -53,23 +58,18 @@ def _family(name: str) -> str:
     return name.split("@")[0]
 
 
-def _draw_boxes(axes: Axes, rewards: Mapping[str, Tensor], colours: Sequence[str]) -> None:
-    boxes = axes.boxplot(
-        [found.numpy() for found in rewards.values()],
-        orientation="horizontal",
-        widths=0.55,
-        patch_artist=True,
-        showfliers=False,
-        medianprops={"color": INK},
-        whiskerprops={"color": INK},
-        capprops={"color": INK},
-    )
-    for row, (patch, found, colour) in enumerate(zip(boxes["boxes"], rewards.values(), colours, strict=True), 1):
-        patch.set(facecolor=colour, alpha=0.45, edgecolor=INK)
-        axes.plot(found.mean(), row, marker="D", color=colour, markeredgecolor="white", markersize=7, zorder=3)
-    axes.set_yticks(range(1, len(rewards) + 1), list(rewards))
+def _draw_responses(axes: Axes, rewards: Mapping[str, Tensor], colours: Sequence[str]) -> None:
+    """A dot for each response, spread within its row: rewards that gather at two ends show as two clouds, as a box would not."""
+    for row, (found, colour) in enumerate(zip(rewards.values(), colours, strict=True)):
+        heights = [row + 0.5 * (index * GOLDEN % 1 - 0.5) for index in range(len(found))]
+        axes.scatter(found.numpy(), heights, s=14, color=colour, alpha=0.35, linewidths=0)
+        error = found.std().item() / len(found) ** 0.5 if len(found) > 1 else 0.0
+        mean = found.mean().item()
+        axes.plot([mean - error, mean + error], [row, row], color=INK, zorder=3)
+        axes.plot(mean, row, marker="D", color=colour, markeredgecolor="white", markersize=8, zorder=4)
+    axes.set_yticks(range(len(rewards)), list(rewards))
     axes.invert_yaxis()
-    axes.set_xlabel("reward (box: quartiles, diamond: mean)", color=INK)
+    axes.set_xlabel("reward (dots: responses, diamond: mean ± standard error)", color=INK)
 
 
 def _cleared(figure: Figure) -> Figure:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from graftwork_unified_petl.attention import gate_from_shares, multi_head_adapter, origin_values, prefix_attention
 from graftwork_unified_petl.bottleneck import Adapter, LowRank, new_scale
+from graftwork_unified_petl.cache import PrefixedLayer, can_hold_a_prefix, prefixed_layer
 from graftwork_unified_petl.modification import Modification
 from graftwork_unified_petl.prefix import PrefixBank
 from graftwork_unified_petl.routing import AttentionCall, route
@@ -119,12 +121,22 @@ class HeadGraft(nn.Module):
         self.handles: list[RemovableHandle] = []
         self._bank, self._attention = (bank,), (attention.core, attention.query)  # in tuples: modules of others
         self._x: Tensor | None = None
+        self._cached: PrefixedLayer | None = None
+        self.cross = attention.kind == "cross"
         self.scale = new_scale(modification.scale)
         self.norm: nn.LayerNorm | None = None
         if modification.layernorm == "in":
             self.norm = nn.LayerNorm(attention.query.in_width)
             self.handles.append(attention.core.register_forward_pre_hook(self.remember, with_kwargs=True))
+        elif self.composition == "concatenated" and can_hold_a_prefix(attention.core):
+            self.handles.append(attention.core.register_forward_pre_hook(self.enter_cache, with_kwargs=True))
         route(attention, self)
+
+    def enter_cache(self, core: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Pre-hook of the attention: the prefix stands in its cache, unless other grafts of its heads want the keys without it."""
+        cache, alone = kwargs.get("past_key_values"), len(core.config.grafts) == 1
+        prefix = functools.partial(self._bank[0], self.layer)
+        self._cached = prefixed_layer(cache, core.layer_idx, self.cross, prefix) if alone else None
 
     def remember(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Pre-hook of the attention: x, which a new LayerNorm and the frozen W_q are applied to."""
@@ -132,7 +144,12 @@ class HeadGraft(nn.Module):
 
     def extend(self, call: AttentionCall) -> AttentionCall:
         """Prefix tuning as one attention: P before the keys; other compositions leave the call as it is."""
-        return call.extended(*self._bank[0](self.layer)) if self.composition == "concatenated" else call
+        if self.composition != "concatenated":
+            return call
+        cached, self._cached = self._cached, None
+        if cached is not None and cached.keys is not None and cached.keys.shape[2] == call.key.shape[2]:
+            return call.with_prefix_in_keys(cached.length)
+        return call.extended(*self._bank[0](self.layer))
 
     def compose(self, call: AttentionCall, output: Tensor) -> Tensor:
         """Compose the frozen heads (B, n, h, d_h) with the change; a concatenated prefix has been composed already."""

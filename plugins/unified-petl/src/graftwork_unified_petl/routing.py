@@ -65,6 +65,11 @@ class AttentionCall:
         )  # fmt: skip
         return found
 
+    def with_prefix_in_keys(self, length: int) -> AttentionCall:
+        """The call whose keys and values begin with a prefix of l positions already: every query sees all of it, without a position."""
+        mask = self._extended_mask(length, self.key.shape[2])
+        return self if mask is self.mask else dataclasses.replace(self, mask=mask)
+
     def extended(self, prefix_key: Tensor, prefix_value: Tensor) -> AttentionCall:
         """The call with a prefix (h_kv, l, d_h) before its keys and values; every query sees all of it, without a position.
 
@@ -78,7 +83,7 @@ class AttentionCall:
             for new, old in ((prefix_key, cropped.key), (prefix_value, cropped.value))
         )
         bias = None if cropped.bias is None else pad(cropped.bias, (length, 0))
-        return dataclasses.replace(cropped, key=key, value=value, bias=bias, mask=cropped._extended_mask(length))
+        return dataclasses.replace(cropped, key=key, value=value, bias=bias, mask=cropped._extended_mask(length, key.shape[2]))
 
     def _causal_by_flag(self) -> bool:
         given = self.settings.get("is_causal")
@@ -93,15 +98,15 @@ class AttentionCall:
         bias = None if self.bias is None else self.bias[..., :count]
         return dataclasses.replace(self, key=self.key[:, :, :count], value=self.value[:, :, :count], bias=bias)
 
-    def _extended_mask(self, length: int) -> Any:
+    def _extended_mask(self, length: int, columns: int) -> Any:
+        """The mask of l positions more, where there are so many columns with them."""
         if self.mask is None and not self._causal_by_flag():
             return None
         if self.mask is None:
-            rows, columns = self.query.shape[2], self.key.shape[2]
+            rows = self.query.shape[2]
             if self.bias is None:
-                return causal_lower_right(rows, columns + length)  # flash attention has a kernel for this one
-            seen = torch.ones(rows, columns + length, dtype=torch.bool, device=self.query.device)
-            return seen.tril(length + columns - rows)[None, None]
+                return causal_lower_right(rows, columns)  # flash attention has a kernel for this one
+            return torch.ones(rows, columns, dtype=torch.bool, device=self.query.device).tril(columns - rows)[None, None]
         if not isinstance(self.mask, Tensor):
             raise InterfaceError(
                 f"a prefix cannot be put before a mask of type {type(self.mask).__name__} (attention implementation "
@@ -124,11 +129,7 @@ class RoutedConfig:
 
     @property
     def _attn_implementation(self) -> str:
-        kernel = self.base._attn_implementation
-        name = f"{PREFIX}{kernel}"
-        if name not in ALL_ATTENTION_FUNCTIONS:
-            AttentionInterface.register(name, functools.partial(_attend, kernel=kernel))
-        return name
+        return _routed(self.base._attn_implementation)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name in ("base", "grafts"):
@@ -162,6 +163,14 @@ def _attend(
     for graft in module.config.grafts:
         output = graft.compose(call, output)
     return output, weights
+
+
+@functools.cache
+def _routed(kernel: str) -> str:
+    """The name under which transformers finds a kernel that lets grafts at the heads: registered once."""
+    name = f"{PREFIX}{kernel}"
+    AttentionInterface.register(name, functools.partial(_attend, kernel=kernel))
+    return name
 
 
 def route(attention: Attention, graft: nn.Module) -> None:

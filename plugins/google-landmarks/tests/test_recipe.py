@@ -67,6 +67,10 @@ def test_with_a_third_of_the_labels_wrong_cleaning_drops_eight_wrong_images_of_t
 
 @pytest.mark.slow
 @pytest.mark.parametrize("draw", [0, 1, 2])
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="0.874 and 0.859 of draws 0 and 1: fewer than four right images cannot verify one another thrice")
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="0.874 and 0.859 of draws 0 and 1: fewer than four right images cannot verify one another thrice",
+)
 def test_with_a_third_of_the_labels_wrong_cleaning_keeps_nine_right_images_of_ten(draw: int, tmp_path: Path) -> None:
     assert cleaned(draw, tmp_path)["clean/kept-correct"] >= 0.9

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from graftwork.testing import median_seconds
+from graftwork.usage import measured
 from graftwork_meta_path_contrast import LearnedPairWeights, cluster_pair_weights, weighted_info_nce
 
 NODES, WIDTH, TEMPERATURE, REPEATS = 2000, 64, 0.9, 3
@@ -93,7 +93,7 @@ def test_the_peak_of_learned_weights_in_blocks_is_below_a_tenth(capsys) -> None:
         int(subprocess.run([sys.executable, __file__, form], check=True, capture_output=True, text=True).stdout)
         for form in ("ours", "theirs")
     ]
-    ours, theirs = (peak / 2**20 for peak in peaks)  # 0 where importing torch had needed more than the step does
+    ours, theirs = (peak / 2**20 for peak in peaks)
     with capsys.disabled():
         print(f"\npeak above the start, N={NODES}: {ours:.0f} MiB against {theirs:.0f} MiB")
     assert ours < theirs / 10
@@ -101,6 +101,9 @@ def test_the_peak_of_learned_weights_in_blocks_is_below_a_tenth(capsys) -> None:
 
 if __name__ == "__main__":
     first, second, scorer = *embeddings(NODES), network()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    (blocked if sys.argv[1] == "ours" else whole)(first, second, scorer).backward()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+    cpu = torch.device("cpu")
+    with measured(cpu) as before:
+        pass
+    with measured(cpu) as usage:
+        (blocked if sys.argv[1] == "ours" else whole)(first, second, scorer).backward()
+    print((usage.host_bytes or 0) - (before.host_bytes or 0))

@@ -35,7 +35,8 @@ class ClusterPairWeights:
         apart = first.view(torch.uint8) if len(own) < 256 else first.int()  # a byte a pair while they are counted
         for one in others:
             apart += one
-        return apart.float().log_()
+        logs: Tensor = apart.float().log_()
+        return logs
 
     def log_total(self, logs: Tensor, rows: Tensor, columns: Tensor | None = None) -> Tensor:
         """(b,) log of the sum of a row's weights: how many keys lie outside its clusters, which the sizes of clusters tell."""

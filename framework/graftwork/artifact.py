@@ -92,8 +92,11 @@ class Artifact:
         """
         try:
             header = json.loads((folder / HEADER).read_text())
+            kinds = {"type": str, "version": int, "model": str, "dataset": str, "data": dict}
+            if not isinstance(header, dict) or not all(isinstance(header.get(key, kind()), kind) for key, kind in kinds.items()):
+                raise ValueError(f"{HEADER} is of another form")
             return cls(tensors=StoredTensors(folder / TENSORS, device), **header)
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise ArtifactError(f"{folder} holds no artifact: {error}") from None
 
     def check(self, type: str, *, version: int = 1, model: nn.Module | None = None, dataset: Any = None) -> Artifact:

@@ -16,13 +16,18 @@ from graftwork.document import Document, KeyPath
 from graftwork.errors import GraftworkError, PipelineError, Problem, nearest
 from graftwork.inspection import inspect_stages
 from graftwork.plan import From, Load, Part, Plan, Stage, Use, splits_of
+from graftwork.record import RECORD
 from graftwork.registry import Registered, Registry
-from graftwork.spec import Claim, PipelineSpec, StageSpec
+from graftwork.space import MOST, Distribution, assignment, candidates, count
+from graftwork.spec import Claim, PipelineSpec, StageSpec, SweepSpec
 
 __all__ = ["assemble", "stages_behind"]
 
-NAME = re.compile(r"[A-Za-z0-9_][\w.-]*")
-RESERVED = ("model", "train", "sample", "samples", "checkpoints")
+NAME = re.compile(r"(?!.*\.part$)[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+"""Of a stage or an evaluator: a folder on every system, and none of those that are swept away when a run goes on."""
+
+NAMED = "letters, digits, '_', '-' and '.', at most 100, and does not end in \".part\""
+RESERVED = ("model", "train", "sample", "samples", "checkpoints", RECORD)
 
 
 def assemble(document: Document, registry: Registry) -> Plan:
@@ -49,6 +54,7 @@ class _Assembly:
         if not self.problems:  # what follows builds things, and would repeat what is known
             inspect_stages(self.stages, self._problem)
         self._claim(spec.claim)
+        self._sweep(spec.sweep)
         self._stop_if_any()
         return Plan(spec.name, spec.seed, self.stages, spec.claim)
 
@@ -95,8 +101,8 @@ class _Assembly:
         path: KeyPath = ("stages", name)
         stage = Stage(name, spec.seed, train=spec.train)
         if not NAME.fullmatch(name):
-            self._problem("a stage's name is letters, digits, '_', '-' and '.'; it names a folder", path)
-        raw = self.document.data["stages"].get(name) or {}
+            self._problem(f"a stage's name is {NAMED}; it names a folder", path)
+        raw = {key: value for key, value in (self.document.data["stages"].get(name) or {}).items() if value is not None}
         if not raw:
             self._problem("the stage is empty; it needs a dataset, a model, an objective, `sample` or `evaluate`", path)
         stage.dataset = self._part(spec.dataset, "dataset", (*path, "dataset"))
@@ -135,7 +141,7 @@ class _Assembly:
                 label = item["as"]
                 item = {key: inner for key, inner in item.items() if key != "as"}
                 if not isinstance(label, str) or not NAME.fullmatch(label):
-                    self._problem(f"`as` is a label of letters, digits, '_', '-' and '.'; found {label!r}", (*here, "as"))
+                    self._problem(f"`as` is a label of {NAMED}; found {config.shown(label)}", (*here, "as"))
                     continue
                 if label in RESERVED:
                     self._problem(f'`as` cannot be "{label}", which names something else in the stage\'s folder', (*here, "as"))
@@ -158,15 +164,15 @@ class _Assembly:
         ways = ("from", "load") if kind == "artifact" else ("use", "from")
         if not isinstance(value, dict) or len(set(ways) & set(value)) != 1:
             options = "" if kind == "artifact" else "a name, or "
-            found = f"{'an' if kind[0] in 'aeo' else 'a'} {kind} is {options}a mapping with either `{'` or `'.join(ways)}`; found {value!r}"
-            self._problem(found, path)
+            asked = f"{'an' if kind[0] in 'aeo' else 'a'} {kind} is {options}a mapping with either `{'` or `'.join(ways)}`"
+            self._problem(f"{asked}; found {config.shown(value)}", path)
             return None
         if "from" in value:
             return self._from(value, kind, path)
         if kind == "artifact":
             return self._load(value, path)
         if not isinstance(value["use"], str):
-            self._problem(f"`use` names a component; found {value['use']!r}", (*path, "use"))
+            self._problem(f"`use` names a component; found {config.shown(value['use'])}", (*path, "use"))
             return None
         try:
             registered = self.registry.find(kind, value["use"])
@@ -178,7 +184,7 @@ class _Assembly:
     def _load(self, value: dict[str, Any], path: KeyPath) -> Load | None:
         folder = value["load"]
         if len(value) > 1 or not isinstance(folder, str):
-            self._problem(f"`load` names the folder of an artifact, and nothing else stands beside it; found {value!r}", path)
+            self._problem(f"`load` names the folder of an artifact, and nothing else stands beside it; found {config.shown(value)}", path)
             return None
         try:
             Artifact.load(Path(folder))
@@ -232,7 +238,7 @@ class _Assembly:
             )
         elif kind == "artifact" and not slash:
             problem = f"an artifact is taken as `from: {stage}/NAME`"
-        elif kind in ("dataset", "model") and not slash and not (self.document.data["stages"][stage] or {}).get(kind):
+        elif kind in ("dataset", "model") and not slash and not _has_part(self.document.data["stages"][stage], kind):
             problem = f'stage "{stage}" has no {kind}'
         elif kind not in ("dataset", "model", "artifact"):
             problem = f"{kind} cannot be taken from a stage: only datasets, models and artifacts can"
@@ -248,6 +254,60 @@ class _Assembly:
                 if stage not in self.stages:
                     hint = f"{nearest(stage, self.stages)}; it has {', '.join(self.stages)}"
                     self._problem(f'{side} names stage "{stage}", which the pipeline lacks{hint}', ("claim", "compare"))
+
+    def _sweep(self, sweep: SweepSpec | None) -> None:
+        """Every value that a sweep tries is checked by itself as if it stood in its place; nothing is built."""
+        if sweep is None:
+            return
+        for name, metric in (("metric", sweep.metric), ("stop", sweep.stop.metric if sweep.stop else None)):
+            stage = metric.partition("/")[0] if metric else None
+            if stage is not None and stage not in self.stages:
+                self._problem(f'there is no stage "{stage}"{nearest(stage, self.stages)}; it has {", ".join(self.stages)}', ("sweep", name))
+        if (asked := count(sweep)) > MOST:
+            self._problem(f"the sweep has {asked} settings; one has at most {MOST}", ("sweep",))
+        if sweep.trials is not None and not sweep.space:
+            self._problem("`trials` counts the draws from `space`, and there is none; of a grid every point is run", ("sweep", "trials"))
+        for key in (*sweep.grid, *sweep.space):
+            self._swept_key(key, sweep)
+        for key, text in sweep.space.items():
+            try:
+                Distribution.parse(text)
+            except GraftworkError as error:
+                self._problem(error, ("sweep", "space", key))
+        if not self.problems:
+            for place, key, value in candidates(sweep):
+                for message in self._tried(key, value):
+                    self._problem(message, ("sweep", *place))
+
+    def _swept_key(self, key: str, sweep: SweepSpec) -> None:
+        block = "grid" if key in sweep.grid else "space"
+        parts = key.split(".")
+        if key in sweep.grid and key in sweep.space:
+            self._problem("the key stands in the grid and in the space; name it once", ("sweep", "space", key))
+        if block == "grid" and not sweep.grid[key]:
+            self._problem("the list of values is empty", ("sweep", block, key))
+        if parts[0] != "stages" or len(parts) < 3:
+            advice = "; how often each setting is run is `sweep.seeds`" if key == "seed" else ""
+            self._problem(f"a key that is swept is written stages.STAGE.key{advice}", ("sweep", block, key))
+        elif parts[1] not in self.document.data["stages"]:
+            self._problem(f'there is no stage "{parts[1]}"{nearest(parts[1], self.document.data["stages"])}', ("sweep", block, key))
+
+    def _tried(self, key: str, value: Any) -> list[str]:
+        """What is wrong with the pipeline when one value of it is another."""
+        changed = Document(copy.deepcopy(self.document.data), self.document.source)
+        del changed.data["sweep"]
+        trial = _Assembly(changed, self.registry)
+        try:
+            changed.override([assignment(key, value)])
+            trial.stages = {name: trial._stage(name, block) for name, block in trial._spec().stages.items()}
+            trial._stop_if_any()
+        except PipelineError as error:
+            return [f"{'.'.join(map(str, one.path))}: {one.message}" if one.path else one.message for one in error.problems]
+        return []
+
+
+def _has_part(stage: Any, kind: str) -> bool:
+    return isinstance(stage, dict) and bool(stage.get(kind))
 
 
 def _has(around: Any, step: Any) -> bool:
@@ -282,7 +342,7 @@ def _without(data: dict[str, Any], paths: list[KeyPath]) -> dict[str, Any] | Non
     smaller = copy.deepcopy(data)
     changed = False
     for whole in paths:
-        block = next((end for end, step in enumerate(whole[:3], 1) if step in ("train", "sample", "claim")), len(whole))
+        block = next((end for end, step in enumerate(whole[:3], 1) if step in ("train", "sample", "claim", "sweep")), len(whole))
         path = whole[:block]  # half a block would be reported for what it lacks
         around: Any = smaller
         for step in path[:-1]:

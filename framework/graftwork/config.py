@@ -17,7 +17,18 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
 from graftwork.errors import ConfigError, GraftworkError, nearest
 
-__all__ = ["REFERENCE_KEYS", "Invalid", "Parameter", "build", "json_schema", "parameters", "problems_of", "reference_kind", "validate"]
+__all__ = [
+    "REFERENCE_KEYS",
+    "Invalid",
+    "Parameter",
+    "build",
+    "json_schema",
+    "parameters",
+    "problems_of",
+    "reference_kind",
+    "shown",
+    "validate",
+]
 
 
 @dataclass(frozen=True)
@@ -145,7 +156,10 @@ def problems_of(error: pydantic.ValidationError, known: list[str], noun: str) ->
     """
     found: dict[tuple[str | int, ...], list[str]] = {}
     for item in error.errors():
-        path = tuple(part for part in item["loc"] if not (isinstance(part, str) and re.search(r"[\[\]()]", part)))
+        named = item["type"] in ("extra_forbidden", "missing")  # whose last part is a name, whatever it looks like
+        around = item["loc"][:-1] if named else item["loc"]
+        path = tuple(part for part in around if not (isinstance(part, str) and re.search(r"[\[\]()]", part)))  # pydantic's own words
+        path += item["loc"][-1:] if named else ()
         if item["type"] == "extra_forbidden":
             hint = nearest(str(path[-1]), known) if len(path) == 1 else ""
             options = f"; it takes {', '.join(known) or 'none'}" if len(path) == 1 else ""
@@ -155,7 +169,7 @@ def problems_of(error: pydantic.ValidationError, known: list[str], noun: str) ->
         elif item["type"] == "value_error":
             message = str(item["ctx"]["error"])
         else:
-            message = f"{item['msg'][0].lower()}{item['msg'][1:]}; found {_shown(item['input'])}"
+            message = f"{item['msg'][0].lower()}{item['msg'][1:]}; found {shown(item['input'])}"
         found.setdefault(path, []).append(message)
     return [Invalid(path, "; or ".join(dict.fromkeys(messages))) for path, messages in found.items()]
 
@@ -164,7 +178,8 @@ def build(target: Callable[..., Any], values: Mapping[str, Any], label: str) -> 
     """Call a component's class or factory.
 
     Raises:
-        ConfigError: if it refuses its parameters (ValueError, TypeError); other GraftworkErrors pass.
+        ConfigError: if it refuses its parameters, or fails with them in any other way: whatever a person can write in a file is theirs
+            to mend, and the cause is kept for whoever has to mend the component. Other GraftworkErrors pass.
     """
     try:
         return target(**values)
@@ -172,6 +187,11 @@ def build(target: Callable[..., Any], values: Mapping[str, Any], label: str) -> 
         raise
     except (ValueError, TypeError, ImportError, OSError) as error:
         raise ConfigError(f"{label} cannot be built: {error}") from error
+    except Exception as error:
+        said = " ".join(str(error).split())
+        if isinstance(error, MemoryError) or "can't allocate memory" in said or "Storage size calculation overflowed" in said:
+            raise ConfigError(f"{label} cannot be built: it takes more memory than there is; a size or a count is too large") from error
+        raise ConfigError(f"{label} cannot be built: {type(error).__name__}{f': {said}' if said else ''}") from error
 
 
 def json_schema(target: Callable[..., Any]) -> dict[str, Any]:
@@ -205,7 +225,7 @@ REFERENCE_KEYS = frozenset({"use", "from", "load"})
 def _is_reference(value: Any) -> Any:
     unmarked = isinstance(value, dict) and not REFERENCE_KEYS & set(value)
     if unmarked or value is None or isinstance(value, (bool, int, float, bytes, list, tuple)):
-        raise ValueError(f"a reference is a name, or a mapping with `use` or `from` (`load` for an artifact); found {_shown(value)}")
+        raise ValueError(f"a reference is a name, or a mapping with `use` or `from` (`load` for an artifact); found {shown(value)}")
     return value
 
 
@@ -267,6 +287,7 @@ def _name(target: Callable[..., Any]) -> str:
     return getattr(target, "__name__", type(target).__name__)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value as Python writes it, cut off where it is long, for messages."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.error import MarkedYAMLError
 
 from graftwork.errors import PipelineError, Problem
 
@@ -16,22 +17,121 @@ __all__ = ["Document", "KeyPath", "dump"]
 
 KeyPath = tuple[str | int, ...]
 
+LARGEST = 2**20
+"""Bytes of a pipeline file."""
+
+DEEPEST = 64
+"""Levels that values may be nested in."""
+
+MOST = 100_000
+"""Values that a document may have, each counted where an alias stands for it too."""
+
+TAG = "tag:yaml.org,2002:"
+PLAIN = frozenset(f"{TAG}{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map", "merge"))
+"""What a pipeline is made of. Nothing else is built, whatever a tag asks for."""
+
+KEYS = frozenset(f"{TAG}{name}" for name in ("int", "float", "str", "merge"))
+
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with YAML 1.2's scalars: 1e-3 is a number, and `on`, `off`, `yes` and `no` are words."""
+    """PyYAML's safe loader with YAML 1.2's scalars and no others, and with bounds.
+
+    1e-3 is a number, 017 is seventeen, and `on`, `off`, `yes`, `no`, 12:30 and 2020-01-02 are words.
+    """
+
+    yaml_implicit_resolvers: dict[Any, Any] = {}
+    depth = 0
+
+    def fetch_flow_collection_start(self, TokenClass: Any) -> None:  # noqa: N803 - the base class calls it so
+        self._check_depth(self.flow_level)  # here, as the scanner's time grows with the square of the level
+        super().fetch_flow_collection_start(TokenClass)
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self.depth += 1
+        self._check_depth(self.depth)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, KeyError) as error:  # of `!!bool word`, or of a number with more digits than Python reads
+            raise MarkedYAMLError(problem=f"the value is not what its tag says: {error}", problem_mark=node.start_mark) from None
+
+    def _check_depth(self, depth: int) -> None:
+        if depth > DEEPEST:
+            raise MarkedYAMLError(problem=f"values are nested in more than {DEEPEST} levels", problem_mark=self.get_mark())
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        text = self.construct_scalar(node)
+        return int(text, 0 if re.match(r"[-+]?0[xo]", text) else 10)
+
+
+_Loader.add_constructor(f"{TAG}int", _Loader.construct_yaml_int)
+for _name, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?\d[\d_]*|0o[0-7_]+|0x[0-9a-fA-F_]+", "-+0123456789"),
+    ("float", r"[-+]?(\d[\d_]*)?\.\d[\d_]*([eE][-+]?\d+)?|[-+]?\d[\d_]*(\.[\d_]*([eE][-+]?\d+)?|[eE][-+]?\d+)", "-+0123456789."),
+    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+."),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("merge", r"<<", "<"),
+):
+    _Loader.add_implicit_resolver(f"{TAG}{_name}", re.compile(f"^(?:{_pattern})$"), list(_first))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes each word that this loader or another, of YAML 1.1, would take for something else."""
 
     yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        first: [*yaml.SafeLoader.yaml_implicit_resolvers.get(first, ()), *_Loader.yaml_implicit_resolvers.get(first, ())]
+        for first in {*yaml.SafeLoader.yaml_implicit_resolvers, *_Loader.yaml_implicit_resolvers}
     }
 
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
-)
+
+def _compose(text: str) -> tuple[_Loader, yaml.Node | None]:
+    """The nodes of a document, none of which is beyond a bound, and the loader that turns them into data.
+
+    Raises:
+        YAMLError: if it is no YAML, asks for anything but plain data, or is beyond a bound.
+    """
+    loader = _Loader(text)
+    node = loader.get_single_node()
+    if node is not None:
+        _measure(node, {})
+    return loader, node
+
+
+def _measure(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node stands for with every alias written out; `known` keeps it by id, 0 for a node that is being measured."""
+    if id(node) in known:
+        if known[id(node)] == 0:
+            raise MarkedYAMLError(problem="a value holds itself", problem_mark=node.start_mark)
+        return known[id(node)]
+    if node.tag not in PLAIN:
+        what = f"the tag {node.tag!r} is not taken: a pipeline is made of mappings, lists, words and numbers"
+        raise MarkedYAMLError(problem=what, problem_mark=node.start_mark)
+    if isinstance(node, yaml.ScalarNode) and not node.value.isascii() and re.search("[\ud800-\udfff]", node.value):
+        raise MarkedYAMLError(problem="the text has half a character, which no file can hold", problem_mark=node.start_mark)
+    known[id(node)] = 0
+    inside = [] if isinstance(node, yaml.ScalarNode) else node.value
+    if isinstance(node, yaml.MappingNode):
+        inside = [one for pair in node.value for one in pair]
+    count = 1 + sum(_measure(one, known) for one in inside)
+    if count > MOST:
+        raise MarkedYAMLError(problem=f"it stands for more than {MOST} values", problem_mark=node.start_mark)
+    known[id(node)] = count
+    return count
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which what an alias stands for is a value of its own, so that an override changes it in one place."""
+    if isinstance(value, dict):
+        return {key: _unshared(item) for key, item in value.items()}
+    return [_unshared(item) for item in value] if isinstance(value, list) else value
 
 
 @dataclass
@@ -56,10 +156,14 @@ class Document:
             PipelineError: if it cannot be read, is no YAML, has a key twice, or is no mapping; with the place.
         """
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+            with path.open("rb") as file:
+                found = file.read(LARGEST + 1)
+            text = found.decode("utf-8-sig")
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or ("it is no UTF-8 text" if isinstance(error, UnicodeError) else str(error))
             raise PipelineError([Problem(f"the file cannot be read: {reason}", place=str(path))]) from None
+        if len(found) > LARGEST:
+            raise PipelineError([Problem(f"the file is too large: a pipeline has at most {LARGEST} bytes", place=str(path))])
         return cls.parse(text, str(path))
 
     @classmethod
@@ -67,11 +171,10 @@ class Document:
         """Parse YAML text; as `read`."""
         document = cls({}, source)
         try:
-            loader = _Loader(text)
-            node = loader.get_single_node()
+            loader, node = _compose(text)
             problems = list(document._note(node, ())) if node else []
-            data = loader.construct_document(node) if node else None
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            data = _unshared(loader.construct_document(node)) if node and not problems else None
+        except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             place = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
             what = getattr(error, "problem", None) or str(error) or type(error).__name__
@@ -85,16 +188,19 @@ class Document:
         return document
 
     def _note(self, node: yaml.Node, path: KeyPath) -> Iterable[Problem]:
-        """Record the place of a node and all below it; give a problem for each key that stands twice."""
+        """Record the place of a node and all below it; give a problem for each key that stands twice or is neither word nor number."""
         self.places.setdefault(path, (node.start_mark.line + 1, node.start_mark.column + 1))
         if isinstance(node, yaml.MappingNode):
             seen: set[str] = set()
             for key, value in node.value:
+                place = f"{self.source}:{key.start_mark.line + 1}:{key.start_mark.column + 1}"
+                if key.tag not in KEYS or key.value.lower().endswith((".nan", ".inf")):
+                    yield Problem("a key is a word or a number", path, place)
+                    continue
                 name = str(key.value)
                 below = (*path, name)
                 if name in seen:
-                    mark = key.start_mark
-                    yield Problem("the key stands twice", below, f"{self.source}:{mark.line + 1}:{mark.column + 1}")
+                    yield Problem("the key stands twice", below, place)
                 seen.add(name)
                 yield from self._note(value, below)
         elif isinstance(node, yaml.SequenceNode):
@@ -125,9 +231,11 @@ class Document:
             try:
                 if not equals or not key:
                     raise LookupError("an override is written key.of.the.pipeline=value")
-                self._set(key.split("."), yaml.load(text, _Loader))
+                loader, node = _compose(text)
+                self._set(key.split("."), loader.construct_document(node) if node else None)
             except (LookupError, yaml.YAMLError) as error:
-                problems.append(Problem(str(error.args[0] if isinstance(error, LookupError) else error), place=f'override "{assignment}"'))
+                said = error.args[0] if isinstance(error, LookupError) else getattr(error, "problem", None) or error
+                problems.append(Problem(str(said), place=f'override "{assignment}"'))
         if problems:
             raise PipelineError(problems)
 
@@ -162,4 +270,4 @@ class Document:
 
 def dump(data: Mapping[str, Any]) -> str:
     """YAML text of plain data, keys in order."""
-    return yaml.safe_dump(dict(data), sort_keys=False, width=120, allow_unicode=True)
+    return str(yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True))

@@ -82,6 +82,7 @@ class Engine:
         log: called with (step, metrics) for each row of figures.
         tick: called with (step, total, metrics) about ten times a second, for a progress bar.
         checkpoints: where checkpoints and the best weights are kept, and what to go on from; none, and a temporary folder, by default.
+        stepped: called after each step, for a profiler.
 
     Attributes:
         progress: share of training done, in [0, 1].
@@ -108,10 +109,12 @@ class Engine:
         log: Callable[[int, dict[str, float]], None] | None = None,
         tick: Callable[[int, int, dict[str, float]], None] | None = None,
         checkpoints: Checkpoints | None = None,
+        stepped: Callable[[], None] | None = None,
     ):
         require(model, objective.needs, type(objective).__name__)
         self.model, self.objective, self.data, self.train, self.seed = model, objective, data, train, seed
         self.validator, self._log, self._tick, self._checkpoints = validator, log, tick, checkpoints
+        self._stepped = stepped
         self.steps_done, self.total_steps = 0, 0
         self.history: list[tuple[int, float]] = []
         self._figures: dict[str, Tensor] = {}
@@ -326,6 +329,8 @@ class Engine:
             self._validate()
         if self._checkpoints is not None and self.objective.resumable and self._due(self._checkpoints):
             self._checkpoints.save(self.steps_done, {"finished": False, **self.state_dict()})
+        if self._stepped is not None:
+            self._stepped()
 
     def _due(self, checkpoints: Checkpoints) -> bool:
         """Whether a checkpoint is to be written now; of several processes the first looks at its clock, where they meet anyway."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -20,6 +20,7 @@ from graftwork.files import remove
 from graftwork.kinds.dataset import Dataset
 from graftwork.kinds.evaluator import Evaluator, Report
 from graftwork.plan import From, Part, Plan, Stage, Use, build
+from graftwork.profile import Profiles
 from graftwork.randomness import preserved, seed_everything
 from graftwork.record import StageRecord
 from graftwork.reuse import StageCache
@@ -55,10 +56,12 @@ class Execution:
         plan: what to run.
         run: where it is kept, and how far it has come.
         cache: finished stages of other runs, taken where nothing that they depend on has changed; None runs all.
+        profile: write a profile of each phase.
     """
 
-    def __init__(self, plan: Plan, run: Run, cache: StageCache | None = None):
+    def __init__(self, plan: Plan, run: Run, cache: StageCache | None = None, profile: bool = False):
         self.plan, self.run, self.cache = plan, run, cache
+        self._profiles = Profiles(run, profile)
         self._models: dict[str, Any] = {}
         self._earlier = 0.0  # seconds that attempts before an interruption spent on the phase
 
@@ -167,7 +170,9 @@ class Execution:
         assert stage.guidance is not None
         guidance = self._build(stage.guidance)
         if processes.is_first():
-            self.run.save_samples(stage.name, guidance.sample(model, stage.inputs))
+            with self._profiles.calls(stage.name, "sample"):
+                samples = guidance.sample(model, stage.inputs)
+            self.run.save_samples(stage.name, samples)
         self.run.results[stage.name] = processes.from_first(lambda: self.run.results[stage.name])
 
     def _evaluate(self, stage: Stage, use: Use, model: Any) -> list[str]:
@@ -176,7 +181,8 @@ class Execution:
         evaluator: Evaluator = self._build(use)
         data = self._data(stage)
         if processes.is_first():
-            report = evaluator.evaluate(model, Dataset({}) if data is None else data, run)
+            with self._profiles.calls(stage.name, use.label):
+                report = evaluator.evaluate(model, Dataset({}) if data is None else data, run)
             run.add_report(stage.name, use.label, report, use.prefix)
         run.results[stage.name] = processes.from_first(lambda: run.results[stage.name])
         made = processes.from_first(lambda: _sendable(run.reports[stage.name][use.label].artifacts))
@@ -255,10 +261,14 @@ class Execution:
     def _train(self, stage: Stage, model: Any, restore: bool) -> Any:
         """Train a stage's model; `restore` takes what the training ended with from its last checkpoint."""
         data = self._data(stage)
+        assert data is not None
+        with self._profiles.steps(stage.name, restore) as stepped:
+            return self._engine(stage, model, data, restore, stepped).fit()
+
+    def _engine(self, stage: Stage, model: Any, data: Dataset, restore: bool, stepped: Callable[[], None] | None) -> Engine:
         assert stage.objective is not None
         assert stage.train is not None
-        assert data is not None
-        engine = Engine(
+        return Engine(
             model,
             self._build(stage.objective),
             data,
@@ -269,8 +279,8 @@ class Execution:
             log=None if restore else lambda step, metrics: self.run.log(stage.name, step, metrics),
             tick=lambda step, total, metrics: self.run.observer.tick(stage.name, step, total, metrics),
             checkpoints=self._checkpoints(stage, restore),
+            stepped=stepped,
         )
-        return engine.fit()
 
     def _checkpoints(self, stage: Stage, restore: bool) -> Checkpoints | None:
         run, folder = self.run, self.run.folder(stage.name, "checkpoints")

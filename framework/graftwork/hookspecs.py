@@ -71,4 +71,4 @@ def graftwork_metrics_logged(run: Run, stage: str, step: int, metrics: Mapping[s
 
 @hookspec
 def graftwork_run_finished(run: Run, status: str) -> None:
-    """A run ended; status is "finished" or "failed"."""
+    """A run ended; status is "finished", "failed", or "interrupted" (by hand). Its directory has all but manifest.json."""

@@ -109,6 +109,7 @@ class Pipeline:
         observer: Observer | None = None,
         resume: bool = False,
         reuse: bool = False,
+        profile: bool = False,
     ) -> Result:
         """Run every stage; of several processes that a launcher has started, all train, and the first alone measures and writes.
 
@@ -121,6 +122,8 @@ class Pipeline:
             resume: go on in `out`, which a run of this pipeline left unfinished; it ends as an unbroken one.
             reuse: take stages that other runs have finished, where nothing that they depend on has changed: configuration, seed, device,
                 versions, code of what is installed in place, files. What is kept in `out` is theirs, and says so.
+            profile: write a torch profiler's trace and its slowest operators into `out/profile`: of a few steps of each training, and of
+                the first calls of modules in sampling and in each evaluation.
 
         Raises:
             PipelineError: if the pipeline has a problem; nothing was trained or written then.
@@ -131,6 +134,8 @@ class Pipeline:
             _keep(data, list(stages))
         where = pick_device(device)
         path = Path(out) if out is not None else None
+        if profile and path is None:
+            raise GraftworkError("a profile is kept in a run's directory: give `out`")
         plan = assemble(replace(self.document, data=data), self.registry)
         processes.join(where)
         with processes.failing_together():
@@ -139,7 +144,7 @@ class Pipeline:
                 _check_former(path, data)
             hooks = self.registry.hooks if first else None
             run = Run(path if first else None, plan.name, plan.seed, where, data, observer if first else None, hooks, resume)
-            models = _run(plan, run, StageCache() if reuse and run.path is not None else None)
+            models = _run(Execution(plan, run, StageCache() if reuse and run.path is not None else None, profile))
         metrics = {f"{stage}/{name}": value for stage, found in run.results.items() for name, value in found.items()}
         return Result(metrics, models, run.path, run)
 
@@ -156,16 +161,17 @@ class Pipeline:
         return cls(Document.read(file))
 
 
-def _run(plan: Plan, run: Run, cache: StageCache | None) -> Models:
+def _run(execution: Execution) -> Models:
     """Run a plan and write its page; whatever happens, the run is brought to an end."""
+    run = execution.run
     try:
-        models = Execution(plan, run, cache).stages()
+        models = execution.stages()
         if run.path is not None:
             from graftwork.report import write_page
 
             write_page(run.path)
-    except BaseException:
-        run.finish("failed")
+    except BaseException as error:
+        run.finish("failed" if isinstance(error, Exception) else "interrupted")
         raise
     run.finish()
     processes.wait()

@@ -6,7 +6,8 @@ import dataclasses
 import json
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -14,10 +15,11 @@ from typing import Any
 
 from graftwork.errors import GraftworkError, UnknownComponentError, nearest
 from graftwork.files import write_text
-from graftwork.pipeline import Pipeline, Result
+from graftwork.pipeline import Pipeline
 from graftwork.registry import Registry
 from graftwork.run import Observer
 from graftwork.spec import Comparison
+from graftwork.trials import Outcome, Resources, Trial, find_executor, finished_before, metric_of, refuse_used
 
 __all__ = ["Reproduction", "Verdict", "compare", "find_recipe", "recipes", "reproduce"]
 
@@ -173,7 +175,10 @@ def reproduce(
     observer: Observer | None = None,
     resume: bool = False,
     reuse: bool = False,
-    seed_finished: Callable[[int, Result], None] | None = None,
+    on: str | None = None,
+    resources: Resources | None = None,
+    ended: Callable[[Outcome, int, int], None] = lambda outcome, done, count: None,
+    note: Callable[[str], None] = lambda text: None,
 ) -> Reproduction:
     """Run a recipe over its seeds and judge its claim.
 
@@ -183,36 +188,71 @@ def reproduce(
         overrides: dotted assignments.
         seeds: how many, instead of the claim's own number; counted from the recipe's seed.
         device: as for `Pipeline.run`.
-        observer: told what happens.
+        observer: told what happens in runs of this process.
         resume: go on in `out`: seeds that are finished there are not run again.
         reuse: as for `Pipeline.run`.
-        seed_finished: called after each seed.
+        on: name of the executor that runs the seeds, several at a time; None runs them here, one after another.
+        resources: what the seeds may take there.
+        ended: called after each seed, with how many of how many are done.
+        note: told in a sentence of what the user should know.
 
     Raises:
-        GraftworkError: if the recipe has no claim, or what it compares was not measured.
+        GraftworkError: if the recipe has no claim, what it compares was not measured, or a seed fails; the others are ended then, and
+            what is in `out` can be gone on with.
     """
     pipeline = Pipeline.from_yaml(path, overrides)
     plan = pipeline.assemble()
     if plan.claim is None:
         raise GraftworkError(f"{path} has no `claim`: there is nothing to reproduce; run it with: graft run {path}")
     numbers = list(range(plan.seed, plan.seed + (seeds or plan.claim.seeds)))
-    values: dict[str, list[float]] = {}
-    pairs: list[list[tuple[float, float]]] = [[] for _ in plan.claim.comparisons]
-    for seed in numbers:
-        where = out / f"seed-{seed}" if out is not None else None
-        result = pipeline.run(where, seed=seed, device=device, observer=observer, resume=resume and out is not None, reuse=reuse)
-        for name, value in result.metrics.items():
-            values.setdefault(name, []).append(value)
-        for pair, comparison in zip(pairs, plan.claim.comparisons, strict=True):
-            pair.append((result.metric(comparison.method), result.metric(comparison.baseline)))
-        if seed_finished is not None:
-            seed_finished(seed, result)
+    if on is None:
+        outcomes = _here(pipeline, numbers, out, device=device, observer=observer, resume=resume and out is not None, reuse=reuse)
+    else:
+        trials = [_trial(pipeline, seed, out, device, reuse) for seed in numbers]
+        if not resume:
+            refuse_used(trials)
+        outcomes = _elsewhere(on, trials, resources or Resources(), resume, note)
+    found: dict[int, Mapping[str, float]] = {}
+    with closing(outcomes):
+        for outcome in outcomes:
+            seed = outcome.trial.seed
+            if outcome.status != "finished":
+                rest = f"; go on with --resume {out}" if out is not None else ""
+                raise GraftworkError(f"{outcome.trial.name} has {outcome.status}: {outcome.message}{rest}")
+            found[seed] = outcome.metrics
+            ended(outcome, len(found), len(numbers))
+    runs = [found[seed] for seed in numbers]
     verdicts = [
-        compare(comparison, [method for method, _ in pair], [baseline for _, baseline in pair])
-        for comparison, pair in zip(plan.claim.comparisons, pairs, strict=True)
+        compare(one, [metric_of(run, one.method) for run in runs], [metric_of(run, one.baseline) for run in runs])
+        for one in plan.claim.comparisons
     ]
-    found = Reproduction(plan.name, plan.claim.text, numbers, verdicts, values, plan.claim.paper)
+    values = {name: [run[name] for run in runs if name in run] for name in dict.fromkeys(name for run in runs for name in run)}
+    reproduction = Reproduction(plan.name, plan.claim.text, numbers, verdicts, values, plan.claim.paper)
     if out is not None:
-        write_text(out / "reproduction.json", found.to_json())
-        write_text(out / "reproduction.md", found.to_markdown())
-    return found
+        write_text(out / "reproduction.json", reproduction.to_json())
+        write_text(out / "reproduction.md", reproduction.to_markdown())
+    return reproduction
+
+
+def _trial(pipeline: Pipeline, seed: int, out: Path | None, device: str | None, reuse: bool) -> Trial:
+    where = out.resolve() / f"seed-{seed}" if out is not None else None
+    return Trial(f"seed-{seed}", {**pipeline.document.data, "seed": seed}, seed, where, device=device, reuse=reuse)
+
+
+def _here(pipeline: Pipeline, seeds: Sequence[int], out: Path | None, **settings: Any) -> Generator[Outcome, None, None]:
+    """Run the seeds in this process. A fault is raised as it is."""
+    for seed in seeds:
+        where = out / f"seed-{seed}" if out is not None else None
+        result = pipeline.run(where, seed=seed, **settings)
+        yield Outcome(_trial(pipeline, seed, out, settings["device"], settings["reuse"]), "finished", result.metrics)
+
+
+def _elsewhere(
+    on: str, trials: Sequence[Trial], resources: Resources, resume: bool, note: Callable[[str], None]
+) -> Generator[Outcome, None, None]:
+    """Run the seeds by an executor, but those that are finished."""
+    former = [found for trial in trials if (found := finished_before(trial))] if resume else []
+    yield from former
+    held = {outcome.trial.name for outcome in former}
+    with find_executor(on) as executor:
+        yield from executor.run([trial for trial in trials if trial.name not in held], resources, note=note)

@@ -27,6 +27,7 @@ from graftwork.files import replaced, sweep, write_text
 from graftwork.kinds.evaluator import Report
 from graftwork.kinds.guidance import Samples
 from graftwork.record import StageRecord, finite
+from graftwork.tracking import Trackers
 
 __all__ = ["Observer", "Run", "environment"]
 
@@ -109,7 +110,7 @@ class Run:
     ):
         self.path, self.name, self.seed, self.device, self.resolved = path, name, seed, device, resolved
         self.observer, self.resume = observer or Observer(), resume
-        self._hooks = hooks
+        self._trackers = Trackers(hooks)
         self.results: dict[str, dict[str, float]] = {}
         self.reports: dict[str, dict[str, Report]] = {}
         self.records: dict[str, StageRecord] = {}
@@ -119,7 +120,7 @@ class Run:
         self.log_begins = 0
         if path is not None:
             self._open(path)
-        self._tell("graftwork_run_started", run=self)
+        self._trackers.tell("graftwork_run_started", run=self)
 
     def _open(self, path: Path) -> None:
         log = path / "metrics.jsonl"
@@ -174,7 +175,7 @@ class Run:
             self._cut()
             row = {"stage": stage, "step": step, "time": self.elapsed, **finite(metrics)}
             self._write((json.dumps(row) + "\n").encode())
-        self._tell("graftwork_metrics_logged", run=self, stage=stage, step=step, metrics=metrics)
+        self._trackers.tell("graftwork_metrics_logged", run=self, stage=stage, step=step, metrics=metrics)
 
     def _write(self, rows: bytes) -> None:
         try:
@@ -300,8 +301,9 @@ class Run:
                 "results": {stage: finite(metrics) for stage, metrics in self.results.items()},
             }
             write_text(self.path / "results.json", json.dumps(summary, indent=2))
-            self.write_manifest()
-        self._tell("graftwork_run_finished", run=self, status=status)
+        self._trackers.tell("graftwork_run_finished", run=self, status=status)
+        if self._log is not None:
+            self.write_manifest()  # last: what trackers have left here is in it
 
     def write_manifest(self) -> None:
         """manifest.json: relative path -> SHA-256, of every other file in the directory."""
@@ -312,15 +314,6 @@ class Run:
         names = [file.relative_to(self.path).as_posix() for file in files]
         sums = {name: known.get(name) or sha256(self.path / name) for name in names}
         write_text(self.path / "manifest.json", json.dumps(sums, indent=1))
-
-    def _tell(self, hook: str, **arguments: Any) -> None:
-        """Call a run hook; a tracker that fails is warned of and never stops a run."""
-        if self._hooks is None:
-            return
-        try:
-            getattr(self._hooks, hook)(**arguments)
-        except Exception as error:
-            warnings.warn(f"a tracker failed in {hook}: {type(error).__name__}: {error}", stacklevel=2)
 
 
 def _lock(file: Any, path: Path) -> None:

@@ -57,7 +57,7 @@ class OptimizerSpec(BaseModel):
                 raise ValueError(f"{self.use}: {name} is a number or a flag; found {value!r}")
         try:
             OPTIMIZERS[self.use]([torch.nn.Parameter(torch.zeros(1))], lr=self.lr, **given)
-        except (TypeError, ValueError) as error:
+        except Exception as error:  # each optimiser has its own way of refusing
             raise ValueError(f"{self.use}: {error}") from None
         return self
 

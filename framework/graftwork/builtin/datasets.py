@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from graftwork.builtin.dataset_folders import check_folder
 from graftwork.builtin.hub import load, need
 from graftwork.errors import DataError, nearest
 from graftwork.kinds.dataset import Dataset, DatasetInfo, Samples
@@ -35,7 +36,8 @@ class Pixels(NamedTuple):
     Args:
         size: (height, width) to resize to, bilinear with antialiasing; None leaves it.
         channels: 3 for colour, 1 for grey; transparency is dropped.
-        most: an image with more pixels is refused before it is decoded.
+        most: an image with more pixels is refused before it is decoded; as is one with more than `PIL.Image.MAX_IMAGE_PIXELS`, about
+            89 million, which is Pillow's own switch: whoever trusts larger files sets it.
     """
 
     size: tuple[int, int] | None = None
@@ -60,6 +62,8 @@ def read_image(source: Path | bytes, name: str, pixels: Pixels) -> Tensor:
             width, height = image.size
             if width * height > pixels.most:
                 raise DataError(f"{name} has {width} x {height} pixels; max_pixels is {pixels.most}")
+            if library.MAX_IMAGE_PIXELS is not None and width * height > library.MAX_IMAGE_PIXELS:  # of which Pillow only warns
+                raise DataError(f"{name} has {width} x {height} pixels; PIL.Image.MAX_IMAGE_PIXELS is {library.MAX_IMAGE_PIXELS}")
             deep = image.mode.startswith("I")  # 16 bits, which convert() would clip to 8
             array = numpy.asarray(image if deep else image.convert("RGB" if pixels.channels == 3 else "L"), dtype=numpy.float32)
     except DataError:
@@ -99,7 +103,7 @@ class ImageFolder(Dataset):
         val: share of each class for validation, where there are no split folders.
         test: share of each class for testing, where there are no split folders.
         seed: of that division.
-        max_pixels: an image with more is refused before it is decoded.
+        max_pixels: an image with more is refused before it is decoded, as is one with more than `PIL.Image.MAX_IMAGE_PIXELS`.
 
     Raises:
         DataError: if there is no such folder, no image in it, or a link that leads out of it.
@@ -164,7 +168,8 @@ def _divided(classes: dict[str, list[Path]], val: float, test: float, generator:
 class _Rows:
     """Rows of a Hugging Face dataset as samples: images and numbers become tensors."""
 
-    def __init__(self, rows: Any, name: str, pixels: Pixels):
+    def __init__(self, rows: Any, name: str, pixels: Pixels, root: Path | None = None):
+        self.root = root  # which image files lie in, when they are not in the rows
         image = need("datasets", "datasets").Image
         self.images = [key for key, feature in rows.features.items() if isinstance(feature, image)]
         for key in self.images:  # left encoded, so that what is too large is refused before it is decoded
@@ -183,7 +188,9 @@ class _Rows:
         row = dict(self.rows[index])
         for key in self.images:
             if row[key] is not None:
-                source = row[key]["bytes"] or Path(row[key]["path"])
+                source = row[key]["bytes"] or Path(row[key]["path"] or "")
+                if isinstance(source, Path) and self.root is not None and not source.resolve().is_relative_to(self.root):
+                    raise DataError(f"{key} of {self.name}, row {index}, leads out of {self.root}: {source}")
                 row[key] = read_image(source, f"{key} of {self.name}, row {index},", self.pixels)
         return row
 
@@ -191,7 +198,8 @@ class _Rows:
 class HuggingFaceDataset(Dataset):
     """A dataset of the Hugging Face Hub, a folder that `save_to_disk` wrote, or a folder of parquet, CSV, JSON or image files.
 
-    Classes are those of the column that becomes `label`.
+    Of a folder, archives and compressed files are refused, as is what would lead out of it. Classes are those of the column that
+    becomes `label`.
 
     Args:
         name: Hugging Face id or folder.
@@ -200,7 +208,7 @@ class HuggingFaceDataset(Dataset):
         splits: split -> the repository's name of it; by default all, with "validation" as "val".
         size: (height, width) to resize images to; needed where they differ.
         channels: of images: 3 for colour, 1 for grey.
-        max_pixels: an image with more is refused before it is decoded.
+        max_pixels: an image with more is refused before it is decoded, as is one with more than `PIL.Image.MAX_IMAGE_PIXELS`.
 
     Raises:
         DataError: if it cannot be loaded, or has no such column or split.
@@ -217,6 +225,9 @@ class HuggingFaceDataset(Dataset):
         max_pixels: Count = MOST,
     ):
         library, folder = need("datasets", "datasets"), Path(name).expanduser()
+        local = folder.resolve() if folder.is_dir() else None
+        if local is not None:
+            check_folder(local)
         saved = (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
         found = load(name, library.load_from_disk if saved else lambda source: library.load_dataset(source, config), "dataset", DataError)
         given: dict[str, Any] = dict(found) if isinstance(found, dict) else {"train": found}
@@ -231,6 +242,6 @@ class HuggingFaceDataset(Dataset):
                     raise DataError(f'dataset "{name}" has no column "{column}"{nearest(column, has)}; it has {", ".join(has)}')
             rows = rows.rename_columns(columns)
             classes = tuple(getattr(rows.features.get("label"), "names", None) or classes)
-            made[split] = _Rows(rows, f'dataset "{name}", split "{split}"', Pixels(size, channels, max_pixels))
+            made[split] = _Rows(rows, f'dataset "{name}", split "{split}"', Pixels(size, channels, max_pixels), None if saved else local)
         pictured = any(rows.images for rows in made.values() if isinstance(rows, _Rows))
         super().__init__(made, DatasetInfo(classes=classes, channels=channels if pictured else 0, size=size or (0, 0)))

@@ -127,11 +127,23 @@ def diffusers_pipeline(name: str, dtype: Precision = "float32", device: str | No
     Raises:
         GraftworkError: if it cannot be loaded.
     """
-    library = need("diffusers", "diffusers")
     settings = {"dtype": getattr(torch, dtype), "variant": variant, "use_safetensors": True, "trust_remote_code": False}
     if any(Path(name).expanduser().glob("**/*.py")):
         raise GraftworkError(f'pipeline "{name}" holds Python code, which is never run')
-    pipeline = load(name, lambda source: library.DiffusionPipeline.from_pretrained(source, **settings), "pipeline")
+    pipeline = load(name, lambda source: _known_parts(source).from_pretrained(source, **settings), "pipeline")
     pipeline.set_progress_bar_config(disable=True)
     pipeline.to(getattr(torch, dtype))  # older versions know the loader's argument by another name, and pass it over
     return pipeline.to(device) if device else pipeline  # type: ignore[no-any-return]
+
+
+def _known_parts(source: str) -> Any:
+    """`diffusers.DiffusionPipeline`, once it is sure that a pipeline's index names no module but its libraries' own.
+
+    Whatever else it names would be imported.
+    """
+    library = need("diffusers", "diffusers")
+    for part, described in library.DiffusionPipeline.load_config(source).items():
+        module = described[0] if isinstance(described, list) and described else None
+        if isinstance(module, str) and module not in ("diffusers", "transformers") and not hasattr(library.pipelines, module):
+            raise GraftworkError(f'pipeline "{source}" takes its {part} from the Python module {module}, which is not imported')
+    return library.DiffusionPipeline

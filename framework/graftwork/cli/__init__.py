@@ -12,11 +12,12 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command line and exit."""
     from graftwork.cli.commands import app
+    from graftwork.cli.terminal import printable
 
     try:
         app(prog_name="graft")
     except GraftworkError as error:
-        print(f"graft: {error}", file=sys.stderr)
+        print(f"graft: {printable(error)}", file=sys.stderr)
         sys.exit(error.exit_status)
     except BrokenPipeError:  # the reader of our output, such as `head`, has left
         sys.stderr.close()

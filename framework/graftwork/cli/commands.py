@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from graftwork.cli import sweeping
 from graftwork.component import KINDS
 from graftwork.errors import ConfigError, GraftworkError, PipelineError, UnknownComponentError
 from graftwork.registry import Registered, Registry, installed
@@ -175,6 +176,7 @@ def run(
     device: Device = None,
     stage: Annotated[list[str] | None, typer.Option(help="Run this stage and what it takes from; may be repeated.")] = None,
     fresh: Fresh = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Write a profiler's traces into RUN/profile; runs every stage.")] = False,
     as_json: Json = False,
 ) -> None:
     """Run a pipeline and write its report. Stages that an earlier run has finished, and that nothing has changed for, are taken from it."""
@@ -197,7 +199,7 @@ def run(
     where = resume or out or processes.from_first(lambda: _run_directory(str(loaded.document.data.get("name", "pipeline"))))
     with _observer(as_json or not processes.is_first()) as observer:
         settings: dict[str, Any] = {"seed": seed, "device": device, "stages": stage or None, "observer": observer}
-        result = loaded.run(where, resume=resume is not None, reuse=not fresh, **settings)
+        result = loaded.run(where, resume=resume is not None, reuse=not fresh and not profile, profile=profile, **settings)
     processes.leave()
     if result.path is None:
         return  # the first process tells
@@ -216,6 +218,11 @@ def reproduce(
     seeds: Annotated[int | None, typer.Option(min=1, help="How many seeds, instead of the claim's own number.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="The first seed.")] = None,
     device: Device = None,
+    on: sweeping.On = None,
+    workers: sweeping.Workers = None,
+    cpus: sweeping.Cpus = None,
+    gpus: sweeping.Gpus = None,
+    retries: sweeping.Retries = 2,
     resume: Resume = None,
     fresh: Fresh = False,
     as_json: Json = False,
@@ -224,21 +231,47 @@ def reproduce(
     from graftwork.cli.display import reproduction_table
     from graftwork.reproduce import find_recipe
     from graftwork.reproduce import reproduce as over_seeds
+    from graftwork.trials import Resources
 
     path = find_recipe(name, installed())
     settings = [*(overrides or ()), *([f"seed={seed}"] if seed is not None else [])]
     if resume is not None and out is not None:
         raise ConfigError(f"--resume {resume} goes on in that directory: leave --out {out} away")
     where = resume or out or _run_directory(path.stem)
-    with _observer(as_json) as observer:
-        found = over_seeds(
-            path, where, overrides=settings, seeds=seeds, device=device, observer=observer, resume=resume is not None, reuse=not fresh
-        )
+    common: dict[str, Any] = {"overrides": settings, "seeds": seeds, "device": device, "resume": resume is not None, "reuse": not fresh}
+    if on is None and workers is None:
+        with _observer(as_json) as observer:
+            found = over_seeds(path, where, observer=observer, **common)
+    else:
+        asked = Resources(workers, cpus, gpus, retries)
+        with sweeping.TrialProgress(as_json) as progress:
+            found = over_seeds(path, where, on=on or "local", resources=asked, ended=progress.ended, note=progress.note, **common)
     if as_json:
         print(found.to_json())
     else:
         reproduction_table(found)
         print(f"table: {where / 'reproduction.md'}")
+
+
+app.command()(sweeping.sweep)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="A run, or a reproduction over seeds; several runs are compared.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option(help="The page's file; by default report.html in the directory, comparison.html here for several runs.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the page of a run, finished or not, or of a reproduction; of several runs, one that compares them."""
+    from graftwork.report import check_target, write_comparison, write_page
+
+    target = out or (Path("comparison.html") if len(runs) > 1 else None)
+    if target is not None:
+        check_target(target)
+    page = write_page(runs[0], target) if target is None or len(runs) == 1 else write_comparison(runs, target)
+    print(json.dumps({"report": str(page)}, indent=1) if as_json else f"report: {page}")
 
 
 @app.command()

@@ -9,10 +9,10 @@ from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 import graftwork
+from graftwork.cli.terminal import literal
 
 if TYPE_CHECKING:
     from graftwork.config import Parameter
@@ -34,7 +34,7 @@ def component_table(components: Sequence[Registered]) -> None:
         for one in components:
             if one.kind == kind:
                 year = f" ({one.component.paper.year})" if one.component.paper and one.component.paper.year else ""
-                table.add_row(one.name, one.distribution, escape(one.component.summary + year))
+                table.add_row(one.name, literal(one.distribution), literal(one.component.summary + year))
         console.print(table)
     if not components:
         console.print("nothing is installed of that kind")
@@ -42,11 +42,11 @@ def component_table(components: Sequence[Registered]) -> None:
 
 def component_page(one: Registered, parameters: Mapping[str, Parameter]) -> None:
     """What a component does, where it is from, and its parameters."""
-    console.print(f"[bold cyan]{one.name}[/]  {one.kind} of {one.distribution} ({escape(one.component.target)})")
-    console.print(escape(one.component.summary))
+    console.print(f"[bold cyan]{one.name}[/]  {one.kind} of {literal(one.distribution)} ({literal(one.component.target)})")
+    console.print(literal(one.component.summary))
     paper = one.component.paper
     if paper:
-        console.print(escape(", ".join(str(part) for part in (paper.title, paper.venue, paper.year, paper.link) if part)), style="dim")
+        console.print(literal(", ".join(str(part) for part in (paper.title, paper.venue, paper.year, paper.link) if part)), style="dim")
     if not parameters:
         console.print("It takes no parameters.")
         return
@@ -55,7 +55,7 @@ def component_page(one: Registered, parameters: Mapping[str, Parameter]) -> None
         table.add_column(heading, no_wrap=heading == "parameter")
     for name, parameter in _with_fields(parameters):
         default = "required" if parameter.required else repr(parameter.default)
-        table.add_row(name, escape(_type_name(parameter.annotation)), escape(default), escape(parameter.description))
+        table.add_row(literal(name), literal(_type_name(parameter.annotation)), literal(default), literal(parameter.description))
     console.print(table)
 
 
@@ -112,7 +112,7 @@ def result_table(metrics: Mapping[str, float]) -> None:
     last = None
     for name, value in metrics.items():
         stage, _, metric = name.partition("/")
-        table.add_row(stage if stage != last else "", metric, f"{value:.4f}")
+        table.add_row(literal(stage) if stage != last else "", literal(metric), f"{value:.4f}")
         last = stage
     console.print(table)
 
@@ -121,7 +121,7 @@ def reproduction_table(found: Reproduction) -> None:
     """A claim's comparisons with mean, standard error, test and verdict."""
     from graftwork.reproduce import shown
 
-    table = Table(title=f"{found.recipe}: {found.claim}", title_justify="left", title_style="bold")
+    table = Table(title=literal(f"{found.recipe}: {found.claim}"), title_justify="left", title_style="bold")
     for heading in ("comparison", "baseline", "method", "p", "verdict"):
         table.add_column(heading)
     colours = {"holds": "green", "does not hold": "red"}
@@ -129,7 +129,7 @@ def reproduction_table(found: Reproduction) -> None:
         p = "-" if one.p_value is None else f"{one.p_value:.2g}"
         verdict = f"[{colours.get(one.verdict, 'yellow')}]{one.verdict}[/]"
         table.add_row(
-            f"{one.method} {'>' if one.direction == 'higher' else '<'} {one.baseline}",
+            literal(f"{one.method} {'>' if one.direction == 'higher' else '<'} {one.baseline}"),
             shown(one.baseline_values),
             shown(one.method_values),
             p,
@@ -138,7 +138,7 @@ def reproduction_table(found: Reproduction) -> None:
     console.print(table)
     console.print(f"mean ± standard error over {len(found.seeds)} seeds; paired one-sided t-test")
     if found.paper:
-        console.print(f"the paper: {', '.join(f'{key} {value}' for key, value in found.paper.items())}", style="dim")
+        console.print(literal(f"the paper: {', '.join(f'{key} {value}' for key, value in found.paper.items())}"), style="dim")
 
 
 def doctor_report(registry: Registry, failures: Iterable[Failure]) -> None:
@@ -156,10 +156,11 @@ def doctor_report(registry: Registry, failures: Iterable[Failure]) -> None:
     console.print(
         f"graftwork {graftwork.__version__}, Python {platform.python_version()}, {version_of('torch')}, {version_of('accelerate')}"
     )
-    console.print(f"{len(registry.components)} components of {len(plugins)} distributions: {', '.join(plugins)}")
+    console.print(f"{len(registry.components)} components of {len(plugins)} distributions: {literal(', '.join(plugins))}")
     for failure in failures:
         console.print(
-            f"[red]✗[/] [bold]{escape(failure.distribution)}[/] (plugin {escape(failure.plugin)}): {escape(failure.reason)}", soft_wrap=True
+            f"[red]✗[/] [bold]{literal(failure.distribution)}[/] (plugin {literal(failure.plugin)}): {literal(failure.reason)}",
+            soft_wrap=True,
         )
     if not failures:
         console.print("[green]✓[/] nothing is wrong")

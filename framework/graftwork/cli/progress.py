@@ -7,10 +7,10 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from graftwork.cli.terminal import literal
 from graftwork.run import Observer
 
 __all__ = ["Progress", "Silent"]
@@ -57,25 +57,25 @@ class Progress(Silent):
     def stage_started(self, stage: str, index: int, count: int) -> None:
         """Name the stage."""
         self._task = None
-        self._console.print(f"[bold]{stage}[/] ({index + 1} of {count})")
+        self._console.print(f"[bold]{literal(stage)}[/] ({index + 1} of {count})")
 
     def phase(self, stage: str, phase: str) -> None:
         """Name the phase."""
         if not self._console.is_terminal:
-            self._console.print(f"  {phase}")
+            self._console.print(f"  {literal(phase)}")
 
     def tick(self, stage: str, step: int, total: int, metrics: Mapping[str, float]) -> None:
         """Move the bar."""
         if self._task is None:
-            self._task = self._bars.add_task(stage, total=total, figures="")
+            self._task = self._bars.add_task(literal(stage), total=total, figures="")
         shown = f"loss {metrics['loss']:.3f}" if "loss" in metrics else ""
         self._bars.update(self._task, completed=step, figures=shown)
 
     def note(self, stage: str, text: str) -> None:
         """Print it."""
-        self._console.print(f"  {escape(stage)} {escape(text)}", style="dim")
+        self._console.print(f"  {literal(stage)} {literal(text)}", style="dim")
 
     def stage_finished(self, stage: str, metrics: Mapping[str, float]) -> None:
         """Print the stage's results."""
-        shown = ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        shown = literal(", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
         self._console.print(f"  {shown}" if shown else "  done")

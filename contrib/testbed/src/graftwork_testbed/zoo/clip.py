@@ -15,12 +15,13 @@ from graftwork_testbed.zoo.tokenizers import LENGTH, clip_tokenizer
 __all__ = ["caption_clip"]
 
 Count = Annotated[int, Field(ge=1)]
+Layers = Annotated[int, Field(ge=1, le=1000)]
 
 
 def caption_clip(
     width: Count = 96,
-    vision_layers: Count = 4,
-    text_layers: Count = 3,
+    vision_layers: Layers = 4,
+    text_layers: Layers = 3,
     attention_heads: Count = 4,
     patch_size: Count = 8,
     image_size: Count = 64,

@@ -23,6 +23,7 @@ from graftwork_testbed.zoo.tokenizers import clip_tokenizer
 __all__ = ["Denoising", "diffusion_target", "drop_captions", "stable_diffusion"]
 
 Count = Annotated[int, Field(ge=1)]
+Layers = Annotated[int, Field(ge=1, le=1000)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Prediction = Literal["epsilon", "v_prediction"]
 
@@ -33,7 +34,7 @@ def stable_diffusion(
     layers_per_block: Count = 1,
     attention_heads: Count = 4,
     text_width: Count = 128,
-    text_layers: Count = 2,
+    text_layers: Layers = 2,
     sample_size: Count = 8,
     norm_num_groups: Count = 16,
     prediction_type: Prediction = "epsilon",

@@ -15,7 +15,7 @@ from torch.nn import functional
 from graftwork import Batch, Loss
 from graftwork.builtin.hub import need
 from graftwork_testbed.zoo.captions import caption_encoder
-from graftwork_testbed.zoo.diffusion import Count, Denoising, Share, draw_latents, drop_captions
+from graftwork_testbed.zoo.diffusion import Count, Denoising, Layers, Share, draw_latents, drop_captions
 from graftwork_testbed.zoo.tokenizers import LENGTH, clip_tokenizer, t5_tokenizer
 
 __all__ = ["FlowMatching", "flux", "short_prompt_pipeline"]
@@ -52,12 +52,12 @@ def short_prompt_pipeline() -> type:
 
 def flux(
     autoencoder: nn.Module,
-    num_layers: Count = 3,
-    num_single_layers: Count = 4,
+    num_layers: Layers = 3,
+    num_single_layers: Layers = 4,
     attention_heads: Count = 4,
     axes_dims_rope: tuple[int, int, int] = (8, 12, 12),
     text_width: Count = 96,
-    text_layers: Count = 2,
+    text_layers: Layers = 2,
 ) -> Any:
     """A real `diffusers.FluxPipeline` around a trained autoencoder: joint attention of text and image, rotary positions.
 

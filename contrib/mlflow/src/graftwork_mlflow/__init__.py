@@ -1,0 +1,1 @@
+"""MLflow follows graftwork runs. Importing this imports neither torch nor MLflow."""

@@ -1,0 +1,1 @@
+"""TensorBoard follows graftwork runs. Importing this imports neither torch nor TensorBoard."""

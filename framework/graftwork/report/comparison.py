@@ -1,0 +1,128 @@
+"""Several runs on one page: what differs in what they were told, what they measured, their curves over each other, what they took."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from graftwork.errors import GraftworkError
+from graftwork.report.charts import Chart, charts
+from graftwork.report.page import environment_rows, reached
+from graftwork.report.reading import Cost, Picture, RunFolder, read_run
+from graftwork.report.rendering import render, unique_tails, write_html
+
+__all__ = ["comparison_page", "write_comparison"]
+
+UNSET = "not set"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One metric over the runs.
+
+    Args:
+        name: "stage/metric".
+        values: one a run; None where it was not measured, or not finite.
+        differences: of each run from the first; None where there is none.
+    """
+
+    name: str
+    values: Sequence[float | None]
+    differences: Sequence[float | None]
+
+
+def write_comparison(folders: Sequence[Path], out: Path) -> Path:
+    """Write a page that compares runs; give its path.
+
+    Args:
+        folders: two run directories or more, finished or not; differences are from the first.
+        out: the page's file.
+
+    Raises:
+        GraftworkError: if there are fewer than two, one is given twice, one is no run's, or the page cannot be written.
+    """
+    from graftwork.report.reproduction import refuse
+
+    if len({folder.resolve() for folder in folders}) < max(2, len(folders)):
+        raise GraftworkError("a comparison needs two runs or more, each given once")
+    for folder in folders:
+        refuse(folder)
+    return write_html(out, comparison_page([read_run(folder) for folder in folders]))
+
+
+def comparison_page(runs: Sequence[RunFolder]) -> str:
+    """The page that compares runs, as HTML."""
+    labels = unique_tails([run.path for run in runs])
+    settings = [_flat(run.configuration) for run in runs]
+    surroundings = [{name: value for name, value in environment_rows(run.environment) if name not in ("command", "seed")} for run in runs]
+    return render(
+        "comparison.html.j2",
+        title=f"{labels[0]} and {labels[1]}" if len(runs) == 2 else f"{len(runs)} runs",
+        runs=list(zip(labels, runs, [reached(run) for run in runs], strict=True)),
+        labels=labels,
+        settings=_differing(settings),
+        same=_same(settings),
+        surroundings=_differing(surroundings),
+        metrics=_metrics(runs),
+        charts=_charts(labels, runs),
+        costs=_costs(runs),
+        longest=max((cost.seconds for run in runs for cost in run.costs), default=0.0),
+        figures=_figures(labels, runs),
+    )
+
+
+def _flat(configuration: Mapping[str, Any]) -> dict[str, Any]:
+    from graftwork.reuse import flat
+
+    return dict(flat(dict(configuration)))
+
+
+def _differing(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """(key, one value a run) of what is not the same in all."""
+    keys = dict.fromkeys(key for one in found for key in one)
+    rows = [(key, [str(one[key]) if key in one else UNSET for one in found]) for key in keys]
+    return [(key, values) for key, values in rows if len(set(values)) > 1]
+
+
+def _same(found: Sequence[Mapping[str, Any]]) -> int:
+    """How many settings are the same in all runs."""
+    return sum(all(key in one and one[key] == value for one in found) for key, value in found[0].items())
+
+
+def _metrics(runs: Sequence[RunFolder]) -> list[Measured]:
+    found = [run.metrics for run in runs]
+    rows = []
+    for name in dict.fromkeys(name for metrics in found for name in metrics):
+        values = [metrics.get(name) for metrics in found]
+        first = values[0]
+        rows.append(Measured(name, values, [None if first is None or value is None else value - first for value in values]))
+    return rows
+
+
+def _charts(labels: Sequence[str], runs: Sequence[RunFolder]) -> list[Chart]:
+    """A chart for each figure of each stage, a line a run."""
+    series: dict[str, list[tuple[str, int, Any]]] = {}
+    for index, (label, run) in enumerate(zip(labels, runs, strict=True)):
+        for one in run.series:
+            series.setdefault(one.stage, []).append((label, index, one))
+    total = sum(map(len, series.values()))
+    return [chart for stage, found in series.items() for chart in charts(found, f"{stage} / ", total)]
+
+
+def _costs(runs: Sequence[RunFolder]) -> list[tuple[str, str, list[Cost | None]]]:
+    """(stage, phase, one cost a run)."""
+    found = [{(cost.stage, cost.phase): cost for cost in run.costs} for run in runs]
+    return [(*key, [one.get(key) for one in found]) for key in dict.fromkeys(key for one in found for key in one)]
+
+
+def _figures(labels: Sequence[str], runs: Sequence[RunFolder]) -> list[tuple[str, list[tuple[str, Picture]]]]:
+    """(stage/evaluator/figure, (run, picture)) of what at least two runs drew."""
+    found: dict[str, list[tuple[str, Picture]]] = {}
+    for label, run in zip(labels, runs, strict=True):
+        for stage in run.stages:
+            for evaluation in stage.evaluations:
+                for picture in evaluation.figures:
+                    found.setdefault(f"{stage.name}/{evaluation.name}/{picture.name}", []).append((label, picture))
+    return [(name, pictures) for name, pictures in found.items() if len(pictures) > 1]

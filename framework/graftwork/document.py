@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from yaml.error import MarkedYAMLError
 
 from graftwork.errors import PipelineError, Problem
 
-__all__ = ["Document", "KeyPath", "dump"]
+__all__ = ["Document", "KeyPath", "dump", "flat", "unshared"]
 
 KeyPath = tuple[str | int, ...]
 
@@ -127,11 +127,20 @@ def _measure(node: yaml.Node, known: dict[int, int]) -> int:
     return count
 
 
-def _unshared(value: Any) -> Any:
+def unshared(value: Any) -> Any:
     """A copy in which what an alias stands for is a value of its own, so that an override changes it in one place."""
     if isinstance(value, dict):
-        return {key: _unshared(item) for key, item in value.items()}
-    return [_unshared(item) for item in value] if isinstance(value, list) else value
+        return {key: unshared(item) for key, item in value.items()}
+    return [unshared(item) for item in value] if isinstance(value, list) else value
+
+
+def flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key -> value, of nested configuration."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    if not items or not value:
+        yield path, value
+    for key, item in items:
+        yield from flat(item, f"{path}.{key}" if path else str(key))
 
 
 @dataclass
@@ -173,7 +182,7 @@ class Document:
         try:
             loader, node = _compose(text)
             problems = list(document._note(node, ())) if node else []
-            data = _unshared(loader.construct_document(node)) if node and not problems else None
+            data = unshared(loader.construct_document(node)) if node and not problems else None
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             place = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source

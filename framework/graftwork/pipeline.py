@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,11 +12,12 @@ from typing import Any
 
 from graftwork import processes
 from graftwork.assembly import assemble, stages_behind
-from graftwork.document import Document
+from graftwork.document import Document, unshared
 from graftwork.engine import pick_device
 from graftwork.errors import GraftworkError
 from graftwork.execution import Execution, Models
 from graftwork.files import PART
+from graftwork.metrics import metric_of
 from graftwork.plan import Plan
 from graftwork.registry import Registry, installed
 from graftwork.reuse import StageCache, changes, flat
@@ -45,15 +48,7 @@ class Result:
         Raises:
             GraftworkError: if there is none, or several.
         """
-        if name in self.metrics:
-            return self.metrics[name]
-        stage, _, metric = name.partition("/")
-        near = [key for key in self.metrics if key.startswith(f"{stage}/") and key.endswith(f"/{metric}")]
-        if len(near) == 1:
-            return self.metrics[near[0]]
-        raise GraftworkError(
-            f'the run measured {"several" if near else "no"} "{name}"; it measured {", ".join(near or self.metrics) or "nothing"}'
-        )
+        return metric_of(self.metrics, name)
 
 
 @dataclass
@@ -80,14 +75,14 @@ class Pipeline:
             PipelineError: if the file or an override cannot be read.
         """
         document = Document.read(Path(path))
-        document.data.setdefault("name", Path(path).stem.replace(" ", "-"))
+        document.data.setdefault("name", re.sub(r"[^\w.-]+", "-", Path(path).stem, flags=re.ASCII).strip("-.")[:100] or "pipeline")
         document.override(overrides)
         return cls(document)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], overrides: Iterable[str] = ()) -> Pipeline:
         """A pipeline from plain data, as YAML would give it."""
-        document = Document(copy.deepcopy(dict(data)))
+        document = Document(unshared(copy.deepcopy(dict(data))))
         document.override(overrides)
         return cls(document)
 
@@ -166,12 +161,9 @@ def _run(execution: Execution) -> Models:
     run = execution.run
     try:
         models = execution.stages()
-        if run.path is not None:
-            from graftwork.report import write_page
-
-            write_page(run.path)
     except BaseException as error:
-        run.finish("failed" if isinstance(error, Exception) else "interrupted")
+        with contextlib.suppress(GraftworkError):  # a full disk has been told of already
+            run.finish("failed" if isinstance(error, Exception) else "interrupted")
         raise
     run.finish()
     processes.wait()

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from graftwork import document
 from graftwork.checkpoint import sha256
 from graftwork.errors import GraftworkError
-from graftwork.files import replaced, sweep, write_text
+from graftwork.files import PART, replaced, sweep, write_text
 from graftwork.kinds.evaluator import Report
 from graftwork.kinds.guidance import Samples
 from graftwork.record import StageRecord, finite
@@ -246,8 +246,12 @@ class Run:
         folder = self.folder(stage, label)
         assert folder is not None
         path = folder / name
-        if not path.resolve().is_relative_to(folder.resolve()) or path == folder:
-            raise GraftworkError(f'stage {stage}: {label} calls one of its files "{name}", which leads out of its folder')
+        try:
+            inside = path.resolve().is_relative_to(folder.resolve()) and path != folder
+        except (OSError, ValueError):  # a NUL, or too long
+            inside = False
+        if not inside or name.endswith(PART):
+            raise GraftworkError(f"stage {stage}: {label} calls one of its files {name!r}, which is no name of a file in its folder")
         return path
 
     def save_model(self, stage: str, model: Any) -> None:
@@ -287,11 +291,10 @@ class Run:
                     imsave(folder / f"{index:04d}.png", image.expand(3, -1, -1).permute(1, 2, 0).numpy())
 
     def finish(self, status: str = "finished") -> None:
-        """Write results.json and the manifest (SHA-256 of every file), and tell the trackers."""
+        """Write results.json and the page, tell the trackers, and write the manifest: the SHA-256 of every file, theirs included."""
         if self._log is not None and self.path is not None:
             if status == "finished":
                 self._cut()
-            self._log.close()
             summary = {
                 "name": self.name,
                 "seed": self.seed,
@@ -301,9 +304,20 @@ class Run:
                 "results": {stage: finite(metrics) for stage, metrics in self.results.items()},
             }
             write_text(self.path / "results.json", json.dumps(summary, indent=2))
+            self._write_page(self.path)
         self._trackers.tell("graftwork_run_finished", run=self, status=status)
         if self._log is not None:
-            self.write_manifest()  # last: what trackers have left here is in it
+            self.write_manifest()
+            self._log.close()  # which lets others write here
+
+    @staticmethod
+    def _write_page(path: Path) -> None:
+        try:
+            from graftwork.report import write_page
+
+            write_page(path)
+        except Exception as error:  # the run is what counts; `graft report` tries again
+            warnings.warn(f"{path} has no page: {type(error).__name__}: {error}", stacklevel=2)
 
     def write_manifest(self) -> None:
         """manifest.json: relative path -> SHA-256, of every other file in the directory."""

@@ -234,8 +234,17 @@ def test_info_nce_refuses_what_cannot_be() -> None:
         InfoNCE()(Pair(), {"train": pairs(1)}, 0.0)
     with pytest.raises(ValueError, match=r"temperature is at least 1 / max_scale, 0\.01; found 0\.001"):
         InfoNCE(temperature=0.001)
-    with pytest.raises(ValueError, match=r"queries \(2, 3\) and keys \(3, 3\) differ"):
-        info_nce(torch.zeros(2, 3), torch.zeros(3, 3))
+    for queries, keys, first in (((2, 3), (2, 4), 0), ((3, 3), (2, 3), 0), ((2, 3), (3, 3), 2)):
+        with pytest.raises(ValueError, match=r"queries .* and keys .* differ in shape"):
+            info_nce(torch.zeros(queries), torch.zeros(keys), first=first)
+
+
+def test_the_positive_of_a_query_may_stand_anywhere_among_more_keys() -> None:
+    generator = torch.Generator().manual_seed(0)
+    queries, keys = torch.randn(3, 4, generator=generator), torch.randn(7, 4, generator=generator)
+    cosines = torch.nn.functional.cosine_similarity(queries[:, None], keys[None], dim=-1)
+    expected = torch.stack([cosines[i].div(0.2).logsumexp(0) - cosines[i, 2 + i] / 0.2 for i in range(3)]).mean()
+    torch.testing.assert_close(info_nce(queries, keys, 0.2, first=2), expected)
 
 
 @pytest.mark.gpu

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -328,7 +329,7 @@ def _run_directory(name: str) -> Path:
     """runs/NAME-TIME, numbered where that exists."""
     from datetime import datetime
 
-    stem = f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    stem = f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)[:100]}-{datetime.now():%Y%m%d-%H%M%S}"  # it is not checked yet
     for number in range(1000):
         path = Path("runs") / (stem if number == 0 else f"{stem}-{number}")
         if not path.exists():

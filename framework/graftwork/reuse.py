@@ -17,6 +17,7 @@ from typing import Any
 from filelock import FileLock
 
 from graftwork.checkpoint import sha256
+from graftwork.document import flat
 from graftwork.errors import GraftworkError
 from graftwork.files import cache_folder, replaced, write_text
 from graftwork.plan import From, Part, Stage, Use, parts_in
@@ -220,15 +221,6 @@ def _json(path: Path) -> Any:
 
 def _digest(inputs: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key -> value, of nested configuration."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    if not items or not value:
-        yield path, value
-    for key, item in items:
-        yield from flat(item, f"{path}.{key}" if path else str(key))
 
 
 def _files(value: Any, key: str = "") -> Iterator[tuple[str, str]]:

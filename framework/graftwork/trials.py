@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol, Self
 
 from graftwork.errors import GraftworkError, PluginError, UnknownComponentError, nearest
 from graftwork.files import write_text
+from graftwork.metrics import metric_of
 from graftwork.run import Observer
 from graftwork.spec import StopSpec
 
@@ -247,19 +248,3 @@ def finished_before(trial: Trial) -> Outcome | None:
         return Outcome(trial, "finished", metrics, seconds=sum(found["seconds"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, GraftworkError):
         return None
-
-
-def metric_of(metrics: Mapping[str, float], name: str) -> float:
-    """The metric "stage/metric"; an evaluator's label may be left out where that leaves no doubt.
-
-    Raises:
-        GraftworkError: if there is none, or several.
-    """
-    if name in metrics:
-        return metrics[name]
-    stage, _, metric = name.partition("/")
-    near = [key for key in metrics if key.startswith(f"{stage}/") and key.endswith(f"/{metric}")]
-    if len(near) == 1:
-        return metrics[near[0]]
-    measured = ", ".join(near or metrics) or "nothing"
-    raise GraftworkError(f'the run measured {"several" if near else "no"} "{name}"; it measured {measured}')

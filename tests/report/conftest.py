@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +109,17 @@ def logged() -> Callable[..., list[dict[str, Any]]]:
 def picture() -> Callable[..., bytes]:
     """picture(width, height): a PNG's bytes."""
     return png
+
+
+@pytest.fixture
+def words() -> Callable[[Path], str]:
+    """words(page): what is read on a page, in one line."""
+
+    def read(page: Path) -> str:
+        text = re.sub(r"<(script|style)\b.*?</\1>", " ", page.read_text(), flags=re.S)
+        return " ".join(unescape(re.sub(r"<[^>]+>", " ", text)).split())
+
+    return read
 
 
 @pytest.fixture(scope="session")

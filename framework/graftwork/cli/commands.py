@@ -259,13 +259,15 @@ app.command()(sweeping.sweep)
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="A run, or a reproduction over seeds; several runs are compared.", show_default=False)],
+    runs: Annotated[
+        list[Path], typer.Argument(help="A run, a reproduction over seeds, or a sweep; several runs are compared.", show_default=False)
+    ],
     out: Annotated[
         Path | None, typer.Option(help="The page's file; by default report.html in the directory, comparison.html here for several runs.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write the page of a run, finished or not, or of a reproduction; of several runs, one that compares them."""
+    """Write the page of a run, finished or not, of a reproduction or of a sweep; of several runs, one that compares them."""
     from graftwork.report import check_target, write_comparison, write_page
 
     target = out or (Path("comparison.html") if len(runs) > 1 else None)

@@ -1,4 +1,4 @@
-"""The report pages: of a run, of a reproduction over seeds, of several runs side by side."""
+"""The report pages: of a run, of a reproduction over seeds, of a sweep, of several runs side by side."""
 
 from graftwork.report.comparison import write_comparison
 from graftwork.report.page import write_page

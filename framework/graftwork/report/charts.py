@@ -11,7 +11,7 @@ from graftwork.report.reading import Series
 from graftwork.report.scales import Axis, linear_axis, log_axis
 from graftwork.report.thinning import means, thin
 
-__all__ = ["Chart", "Line", "charts"]
+__all__ = ["Chart", "Line", "charts", "overlaid"]
 
 WIDTH, HEIGHT = 360, 220
 LEFT, RIGHT, TOP, BOTTOM = 44, 352, 10, 186
@@ -138,6 +138,20 @@ def charts(series: Sequence[tuple[str, int, Series]], group: str = "", total: in
             named.setdefault(one.metric, []).append(_line(label, colour, one, spans))
     ordered = sorted(named, key=lambda name: name.startswith("validate/"))
     return [Chart(f"{group}{name}", named[name]) for name in ordered]
+
+
+def overlaid(runs: Sequence[tuple[str, Sequence[Series]]]) -> list[Chart]:
+    """A chart for each figure of each stage, a line a run.
+
+    Args:
+        runs: label and series of each.
+    """
+    by_stage: dict[str, list[tuple[str, int, Series]]] = {}
+    for index, (label, series) in enumerate(runs):
+        for one in series:
+            by_stage.setdefault(one.stage, []).append((label, index, one))
+    total = sum(map(len, by_stage.values()))
+    return [chart for stage, found in by_stage.items() for chart in charts(found, f"{stage} / ", total)]
 
 
 def _line(label: str, index: int, series: Series, spans: int) -> Line:

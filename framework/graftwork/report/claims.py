@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from graftwork.errors import GraftworkError
+from graftwork.metrics import metric_of
 
 __all__ = ["Judgement", "comparisons", "judge", "measured"]
 
@@ -69,9 +72,8 @@ def judge(claim: Mapping[str, Any], metrics: Mapping[str, float]) -> list[Judgem
 
 
 def measured(metrics: Mapping[str, float], name: str) -> float | None:
-    """The metric "stage/metric", an evaluator's label left out where that leaves no doubt, as `Result.metric` has it; None if none."""
-    if name in metrics:
-        return metrics[name]
-    stage, _, metric = name.partition("/")
-    near: Sequence[str] = [key for key in metrics if key.startswith(f"{stage}/") and key.endswith(f"/{metric}")]
-    return metrics[near[0]] if len(near) == 1 else None
+    """The metric "stage/metric" as `metric_of` finds it; None if there is none, or several."""
+    try:
+        return metric_of(metrics, name)
+    except GraftworkError:
+        return None

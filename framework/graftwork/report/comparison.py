@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from graftwork.document import flat
 from graftwork.errors import GraftworkError
-from graftwork.report.charts import Chart, charts
+from graftwork.report.charts import overlaid
+from graftwork.report.folder import Picture
 from graftwork.report.page import environment_rows, reached
-from graftwork.report.reading import Cost, Picture, RunFolder, read_run
+from graftwork.report.reading import Cost, RunFolder, is_run, read_run
 from graftwork.report.rendering import render, unique_tails, write_html
+from graftwork.report.reproduction import is_reproduction
+from graftwork.report.sweep import is_sweep
 
 __all__ = ["comparison_page", "write_comparison"]
 
@@ -43,19 +47,31 @@ def write_comparison(folders: Sequence[Path], out: Path) -> Path:
     Raises:
         GraftworkError: if there are fewer than two, one is given twice, one is no run's, or the page cannot be written.
     """
-    from graftwork.report.reproduction import refuse
-
     if len({folder.resolve() for folder in folders}) < max(2, len(folders)):
         raise GraftworkError("a comparison needs two runs or more, each given once")
     for folder in folders:
-        refuse(folder)
+        _refuse(folder)
     return write_html(out, comparison_page([read_run(folder) for folder in folders]))
+
+
+def _refuse(folder: Path) -> None:
+    """Refuse what holds runs and is none, among runs that are to be compared.
+
+    Raises:
+        GraftworkError: if the directory is a reproduction's or a sweep's.
+    """
+    if is_run(folder):
+        return
+    inside = [path for path in sorted(folder.glob("*")) if is_run(path)] or [folder / "..."]
+    for kind, is_one in (("reproduction", is_reproduction), ("sweep", is_sweep)):
+        if is_one(folder):
+            raise GraftworkError(f"{folder} is a {kind}: compare its runs, such as {inside[0]}, or give it alone")
 
 
 def comparison_page(runs: Sequence[RunFolder]) -> str:
     """The page that compares runs, as HTML."""
     labels = unique_tails([run.path for run in runs])
-    settings = [_flat(run.configuration) for run in runs]
+    settings = [dict(flat(dict(run.configuration))) for run in runs]
     surroundings = [{name: value for name, value in environment_rows(run.environment) if name not in ("command", "seed")} for run in runs]
     return render(
         "comparison.html.j2",
@@ -66,17 +82,11 @@ def comparison_page(runs: Sequence[RunFolder]) -> str:
         same=_same(settings),
         surroundings=_differing(surroundings),
         metrics=_metrics(runs),
-        charts=_charts(labels, runs),
+        charts=overlaid([(label, run.series) for label, run in zip(labels, runs, strict=True)]),
         costs=_costs(runs),
         longest=max((cost.seconds for run in runs for cost in run.costs), default=0.0),
         figures=_figures(labels, runs),
     )
-
-
-def _flat(configuration: Mapping[str, Any]) -> dict[str, Any]:
-    from graftwork.reuse import flat
-
-    return dict(flat(dict(configuration)))
 
 
 def _differing(found: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
@@ -99,16 +109,6 @@ def _metrics(runs: Sequence[RunFolder]) -> list[Measured]:
         first = values[0]
         rows.append(Measured(name, values, [None if first is None or value is None else value - first for value in values]))
     return rows
-
-
-def _charts(labels: Sequence[str], runs: Sequence[RunFolder]) -> list[Chart]:
-    """A chart for each figure of each stage, a line a run."""
-    series: dict[str, list[tuple[str, int, Any]]] = {}
-    for index, (label, run) in enumerate(zip(labels, runs, strict=True)):
-        for one in run.series:
-            series.setdefault(one.stage, []).append((label, index, one))
-    total = sum(map(len, series.values()))
-    return [chart for stage, found in series.items() for chart in charts(found, f"{stage} / ", total)]
 
 
 def _costs(runs: Sequence[RunFolder]) -> list[tuple[str, str, list[Cost | None]]]:

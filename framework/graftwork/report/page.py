@@ -13,33 +13,49 @@ from graftwork.registry import Registry, installed
 from graftwork.report.charts import charts
 from graftwork.report.claims import judge
 from graftwork.report.reading import RunFolder, is_run, read_run
-from graftwork.report.rendering import render, write_html
+from graftwork.report.rendering import address, render, write_html
 
-__all__ = ["Used", "environment_rows", "pivot", "run_page", "write_page"]
+__all__ = ["Used", "environment_rows", "linked_run", "pivot", "reached", "run_page", "write_page"]
 
 
 def write_page(folder: Path, out: Path | None = None) -> Path:
-    """Write the page of a run, or of a reproduction over seeds, from its files; give the page's path.
+    """Write the page of a run, of a reproduction over seeds, or of a sweep, from its files; give the page's path.
 
     Args:
-        folder: the run's or the reproduction's directory, finished or not.
+        folder: its directory, finished or not.
         out: where to write; by default `report.html` in the directory.
 
     Raises:
-        GraftworkError: if the directory is neither, or the page cannot be written.
+        GraftworkError: if the directory is none of these, or the page cannot be written.
     """
     target = folder / "report.html" if out is None else out
     if is_run(folder):
         return write_html(target, run_page(read_run(folder)))
     from graftwork.report.reproduction import is_reproduction, reproduction_page
+    from graftwork.report.sweep import is_sweep, sweep_page
 
+    if is_sweep(folder):
+        return write_html(target, sweep_page(folder, target))
     if is_reproduction(folder):
         return write_html(target, reproduction_page(folder, target))
+    none = f"{folder} is no run, no reproduction and no sweep"
     if not folder.is_dir():
-        raise GraftworkError(f"{folder} is no run and no reproduction: there is no such directory")
+        raise GraftworkError(f"{none}: there is no such directory")
     inside = sorted(path for path in folder.glob("*") if is_run(path))
     hint = f"; there are runs in it: graft report {inside[0]}, or several to compare" if inside else ""
-    raise GraftworkError(f"{folder} is no run and no reproduction: it has neither a pipeline.yaml nor runs called seed-0, seed-1{hint}")
+    raise GraftworkError(f"{none}: it has no pipeline.yaml, no sweep.json and no runs called seed-0, seed-1{hint}")
+
+
+def linked_run(folder: Path, target: Path) -> tuple[RunFolder, str]:
+    """A run, and the address of its page from the page at `target`; where it has none or is not finished, it is written first.
+
+    Raises:
+        GraftworkError: if the run cannot be read, or its page cannot be written.
+    """
+    run, page = read_run(folder), folder / "report.html"
+    if run.status != "finished" or not page.is_file():
+        write_html(page, run_page(run))
+    return run, address(page, target)
 
 
 def run_page(run: RunFolder) -> str:

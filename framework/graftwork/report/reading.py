@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from graftwork.document import Document
 from graftwork.errors import GraftworkError
+from graftwork.report.folder import FolderReader, Picture, finite, is_number, of_kind
 
-__all__ = ["Cost", "Evaluation", "Picture", "RunFolder", "Sample", "Series", "StageFolder", "TableRows", "is_run", "read_run"]
+__all__ = ["Cost", "Evaluation", "RunFolder", "Sample", "Series", "StageFolder", "TableRows", "is_run", "read_run"]
 
 OWN_KEYS = ("stage", "step", "time")
-PNG = b"\x89PNG\r\n\x1a\n"
-LARGEST_PICTURE = 10 * 2**20
 MOST_SAMPLES = 64
 MOST_ROWS = 200
 NO_EVALUATOR = ("model", "checkpoints", "samples")
@@ -56,17 +55,6 @@ class Cost:
     seconds: float
     host_bytes: int | None
     device_bytes: int | None
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A PNG file: its bytes, its size in pixels and what is said about it."""
-
-    name: str
-    png: bytes
-    width: int
-    height: int
-    caption: str = ""
 
 
 @dataclass(frozen=True)
@@ -127,7 +115,7 @@ class RunFolder:
     Args:
         path: the directory.
         name: of the pipeline.
-        status: "finished", "failed" or "unfinished".
+        status: "finished", "failed", "interrupted" (by the user), or "unfinished": it is going on, or was killed.
         text: the pipeline as it was run, in YAML.
         configuration: the same as data.
         environment: versions, seed, device.
@@ -153,7 +141,7 @@ class RunFolder:
     @property
     def claim(self) -> Mapping[str, Any] | None:
         """The pipeline's claim, where it has one."""
-        return _kind(self.configuration.get("claim"), dict) or None
+        return of_kind(self.configuration.get("claim"), dict) or None
 
     @property
     def seed(self) -> Any:
@@ -191,19 +179,15 @@ def read_run(folder: Path) -> RunFolder:
     return _Reader(folder).read()
 
 
-@dataclass
-class _Reader:
+class _Reader(FolderReader):
     """Reads one run, and gathers what cannot be read."""
 
-    folder: Path
-    damage: list[str] = field(default_factory=list)
-
     def read(self) -> RunFolder:
-        text = self._text(self.folder / "pipeline.yaml", limit=2**20) or ""
+        text = self.text(self.folder / "pipeline.yaml", limit=2**20) or ""
         configuration = Document.parse(text, str(self.folder / "pipeline.yaml")).data
-        names = [str(name) for name in _kind(configuration.get("stages"), dict)]
-        results = self._json("results.json", dict)
-        records = {name: self._json(f"stages/{name}/stage.json", dict) for name in names}
+        names = [str(name) for name in of_kind(configuration.get("stages"), dict)]
+        results = self.json("results.json", dict)
+        records = {name: self.json(f"stages/{name}/stage.json", dict) for name in names}
         rows = list(self._rows())
         stages = [self._stage(name, records[name]) for name in names]
         return RunFolder(
@@ -212,7 +196,7 @@ class _Reader:
             status=_status(results, stages),
             text=text,
             configuration=configuration,
-            environment=self._json("environment.json", dict),
+            environment=self.json("environment.json", dict),
             series=_series(rows),
             results={name: found for name in names if (found := _results(name, records[name], rows))},
             costs=[cost for name in names for cost in _costs(name, records[name])],
@@ -220,42 +204,9 @@ class _Reader:
             damage=self.damage,
         )
 
-    def _inside(self, path: Path) -> bool:
-        """Whether a path is in the run directory, links followed: a page must not carry files from elsewhere."""
-        return path.resolve().is_relative_to(self.folder.resolve())
-
-    def _text(self, path: Path, limit: int | None = None) -> str | None:
-        """A file's text; None when it is not there or cannot be read, which is noted unless it is simply missing."""
-        name = path.relative_to(self.folder).as_posix()
-        try:
-            if not self._inside(path):
-                raise ValueError("it lies outside the run directory")
-            if limit is not None and path.stat().st_size > limit:
-                raise ValueError(f"it is larger than {limit} bytes")
-            return path.read_text(encoding="utf-8", errors="strict")
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            self.damage.append(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}")
-            return None
-
-    def _json(self, name: str, kind: type) -> Any:
-        """A JSON file of one kind; an empty one of that kind when there is none."""
-        text = self._text(self.folder / name)
-        if text is None:
-            return kind()
-        try:
-            found = json.loads(text)
-            if isinstance(found, kind):
-                return found
-            self.damage.append(f"{name} holds {type(found).__name__} where {kind.__name__} is expected")
-        except (ValueError, RecursionError) as error:
-            self.damage.append(f"{name} is no JSON: {error}")
-        return kind()
-
     def _rows(self) -> Iterator[dict[str, Any]]:
         """The log's rows. A last line that is cut off is what a kill leaves, and no damage."""
-        lines = (self._text(self.folder / "metrics.jsonl") or "").splitlines()
+        lines = (self.text(self.folder / "metrics.jsonl") or "").splitlines()
         unread = 0
         for number, line in enumerate(lines):
             try:
@@ -271,7 +222,7 @@ class _Reader:
 
     def _stage(self, name: str, record: Mapping[str, Any]) -> StageFolder:
         folder = self.folder / "stages" / name
-        inside = [path for path in sorted(folder.glob("*")) if path.is_dir() and self._inside(path)] if self._inside(folder) else []
+        inside = [path for path in sorted(folder.glob("*")) if path.is_dir() and self.inside(path)] if self.inside(folder) else []
         evaluations = [self._evaluation(place) for place in inside if place.name not in NO_EVALUATOR and not place.name.endswith(".part")]
         samples = next((place for place in inside if place.name == "samples"), None)
         shown, more = self._samples(samples) if samples is not None else ([], 0)
@@ -286,51 +237,36 @@ class _Reader:
 
     def _evaluation(self, place: Path) -> Evaluation:
         around = place.relative_to(self.folder).as_posix()
-        captions = self._json(f"{around}/captions.json", dict)
+        captions = self.json(f"{around}/captions.json", dict)
         tables = [self._table(f"{around}/{path.name}") for path in sorted(place.glob("*.json")) if _may_be_table(path)]
-        figures = [self._picture(path, str(captions.get(path.stem) or "")) for path in sorted(place.glob("*.png"))]
+        figures = [self.picture(path, str(captions.get(path.stem) or "")) for path in sorted(place.glob("*.png"))]
         return Evaluation(place.name, [one for one in tables if one is not None], [one for one in figures if one is not None])
 
     def _table(self, name: str) -> TableRows | None:
-        found = self._json(name, dict)
-        columns, rows = _kind(found.get("columns"), list), [_kind(row, list) for row in _kind(found.get("rows"), list)]
+        found = self.json(name, dict)
+        columns, rows = of_kind(found.get("columns"), list), [of_kind(row, list) for row in of_kind(found.get("rows"), list)]
         if not columns:
             return None  # a component's own JSON, and no table
         shown = rows[:MOST_ROWS]
         return TableRows(Path(name).stem, str(found.get("caption") or ""), list(map(str, columns)), shown, len(rows) - len(shown), name)
 
-    def _picture(self, path: Path, caption: str = "") -> Picture | None:
-        name = path.relative_to(self.folder).as_posix()
-        try:
-            if not self._inside(path):
-                raise ValueError("it lies outside the run directory")
-            if path.stat().st_size > LARGEST_PICTURE:
-                raise ValueError(f"it is larger than {LARGEST_PICTURE >> 20} MB; see the file")
-            data = path.read_bytes()
-            if not data.startswith(PNG) or len(data) < 24:
-                raise ValueError("it is no PNG")
-        except (OSError, ValueError) as error:
-            self.damage.append(f"{name} is not shown: {getattr(error, 'strerror', None) or error}")
-            return None
-        return Picture(path.stem, data, int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big"), caption)
-
     def _samples(self, folder: Path) -> tuple[list[Sample], int]:
-        named = self._json(f"{folder.relative_to(self.folder).as_posix()}/samples.json", dict)
-        prompts, texts = (list(map(str, _kind(named.get(name), list))) for name in ("prompts", "texts"))
+        named = self.json(f"{folder.relative_to(self.folder).as_posix()}/samples.json", dict)
+        prompts, texts = (list(map(str, of_kind(named.get(name), list))) for name in ("prompts", "texts"))
         files = sorted(folder.glob("*.png"))
         count = max(len(files), len(texts))
         found = []
         for index in range(min(count, MOST_SAMPLES)):
-            picture = self._picture(files[index]) if index < len(files) else None
+            picture = self.picture(files[index]) if index < len(files) else None
             found.append(Sample(_at(prompts, index), _at(texts, index), picture))
         return found, count - len(found)
 
 
 def _status(results: Mapping[str, Any], stages: Sequence[StageFolder]) -> str:
-    """ "finished" as soon as all stages are: the page at a run's end is written before results.json."""
-    if results.get("status") == "finished" or (stages and all(stage.finished for stage in stages)):
-        return "finished"
-    return "failed" if results.get("status") == "failed" else "unfinished"
+    """As the run's end has written it; a run that came to none is told by its stages."""
+    if results.get("status") in ("finished", "failed", "interrupted"):
+        return str(results["status"])
+    return "finished" if stages and all(stage.finished for stage in stages) else "unfinished"
 
 
 def _series(rows: Sequence[Mapping[str, Any]]) -> list[Series]:
@@ -338,51 +274,35 @@ def _series(rows: Sequence[Mapping[str, Any]]) -> list[Series]:
     found: dict[tuple[str, str], list[tuple[int, float | None]]] = {}
     for row in rows:
         for name, value in row.items() if row["step"] >= 0 else ():
-            if name not in OWN_KEYS and (value is None or _is_number(value)):
+            if name not in OWN_KEYS and (value is None or is_number(value)):
                 found.setdefault((row["stage"], name), []).append((row["step"], value))
     series = []
     for (stage, name), points in found.items():
         ordered = sorted(points, key=lambda point: point[0])
-        series.append(Series(stage, name, [step for step, _ in ordered], [_finite(value) for _, value in ordered]))
+        series.append(Series(stage, name, [step for step, _ in ordered], [finite(value) for _, value in ordered]))
     return series
 
 
 def _results(stage: str, record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """A stage's results: from its record; what evaluators logged, where it has none."""
-    found = _kind(record.get("results"), dict)
+    found = of_kind(record.get("results"), dict)
     if not found:
         for row in rows:
             if row["stage"] == stage and row["step"] < 0:
                 found = found | {name: value for name, value in row.items() if name not in OWN_KEYS}
-    return {str(name): _finite(value) for name, value in found.items() if value is None or _is_number(value)}
+    return {str(name): finite(value) for name, value in found.items() if value is None or is_number(value)}
 
 
 def _costs(stage: str, record: Mapping[str, Any]) -> Iterator[Cost]:
-    for phase, took in _kind(record.get("phases"), dict).items():
-        seconds = _kind(took, dict).get("seconds")
-        if _is_number(seconds) and math.isfinite(seconds):
+    for phase, took in of_kind(record.get("phases"), dict).items():
+        seconds = of_kind(took, dict).get("seconds")
+        if is_number(seconds) and math.isfinite(seconds):
             memory = [value if isinstance(value := took.get(name), int) else None for name in ("host_bytes", "device_bytes")]
             yield Cost(stage, str(phase), float(seconds), *memory)
 
 
 def _may_be_table(path: Path) -> bool:
     return path.name != "captions.json" and not path.name.endswith(".trace.json")
-
-
-def _kind(value: Any, kind: type) -> Any:
-    """The value if it is of that kind, else an empty one."""
-    return value if isinstance(value, kind) else kind()
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _finite(value: float | None) -> float | None:
-    try:
-        return float(value) if value is not None and math.isfinite(value) else None
-    except OverflowError:  # an integer that no float holds
-        return None
 
 
 def _at(values: Sequence[str], index: int) -> str:

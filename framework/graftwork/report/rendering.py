@@ -7,10 +7,14 @@ import contextlib
 import functools
 import hashlib
 import json
+import math
+import os
+import statistics
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -18,7 +22,7 @@ from markupsafe import Markup
 from graftwork.errors import GraftworkError
 from graftwork.files import write_text
 
-__all__ = ["GENERATOR", "check_target", "render", "unique_tails", "write_html"]
+__all__ = ["GENERATOR", "address", "check_target", "mean_and_error", "render", "unique_ends", "unique_tails", "write_html"]
 
 GENERATOR = '<meta name="generator" content="graftwork">'
 """In every page, so that no other file is ever replaced by one."""
@@ -104,6 +108,12 @@ def figure(value: float | None) -> str:
     return f"{value:.4g}" if small else f"{value:.4f}"
 
 
+def mean_and_error(values: Sequence[float]) -> str:
+    """Mean and standard error, such as "0.623 ± 0.011"; of one value no error."""
+    mean = statistics.fmean(values)
+    return f"{mean:.4g} ± {statistics.stdev(values) / math.sqrt(len(values)):.2g}" if len(values) > 1 else f"{mean:.4g}"
+
+
 def cell(value: Any) -> str:
     """What stands in a cell of a table: numbers in four digits, everything else as it is."""
     if isinstance(value, float):
@@ -135,11 +145,20 @@ def _bar(value: float, most: float) -> float:
     return round(100 * value / most, 1) if most > 0 else 0.0
 
 
+def address(page: Path, target: Path) -> str:
+    """How a page at `target` links to another."""
+    return quote(Path(os.path.relpath(page.resolve(), target.resolve().parent)).as_posix())
+
+
 def unique_tails(paths: Sequence[Path]) -> list[str]:
     """The shortest ends of paths that tell them apart."""
-    parts = [path.resolve().parts for path in paths]
-    for count in range(1, max(map(len, parts)) + 1):
-        tails = ["/".join(one[-count:]) for one in parts]
-        if len(set(tails)) == len(set(parts)):
-            return tails
-    return [str(path) for path in paths]
+    return unique_ends([path.resolve().parts for path in paths], "/")
+
+
+def unique_ends(names: Sequence[Sequence[str]], joint: str) -> list[str]:
+    """The shortest ends of names, given as their parts, that tell them apart; of as many parts each."""
+    for count in range(1, max(map(len, names), default=0) + 1):
+        ends = [joint.join(one[-count:]) for one in names]
+        if len(set(ends)) == len({tuple(one) for one in names}):
+            return ends
+    return [joint.join(one) for one in names]

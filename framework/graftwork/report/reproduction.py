@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
-import os
 import re
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-from graftwork.errors import GraftworkError
 from graftwork.report.charts import charts
 from graftwork.report.claims import comparisons, measured
-from graftwork.report.page import run_page
-from graftwork.report.reading import RunFolder, is_run, read_run
-from graftwork.report.rendering import render, write_html
+from graftwork.report.page import linked_run
+from graftwork.report.reading import RunFolder, is_run
+from graftwork.report.rendering import mean_and_error, render
 
 __all__ = ["is_reproduction", "reproduction_page"]
 
@@ -73,7 +68,7 @@ def reproduction_page(folder: Path, target: Path) -> str:
     Raises:
         GraftworkError: if a seed's run cannot be read.
     """
-    seeds = [_seed(number, path, target) for number, path in _seed_folders(folder)]
+    seeds = [Seed(number, *linked_run(path, target)) for number, path in _seed_folders(folder)]
     runs = [seed.run for seed in seeds]
     found, damage = _verdicts(folder)
     claim = runs[0].claim or {}
@@ -99,14 +94,6 @@ def reproduction_page(folder: Path, target: Path) -> str:
     )
 
 
-def _seed(number: int, path: Path, target: Path) -> Seed:
-    run, page = read_run(path), path / "report.html"
-    if run.status != "finished" or not page.is_file():
-        write_html(page, run_page(run))
-    relative = os.path.relpath(page.resolve(), target.resolve().parent)
-    return Seed(number, run, quote(Path(relative).as_posix()))
-
-
 def _verdicts(folder: Path) -> tuple[dict[str, Any], list[str]]:
     """What reproduction.json says, and what is wrong with it; nothing where the reproduction is not finished."""
     try:
@@ -129,8 +116,8 @@ def _outcomes(verdicts: Sequence[Mapping[str, Any]]) -> list[Outcome]:
     return [
         Outcome(
             title=_title(one),
-            baseline=_shown(one["baseline_values"]),
-            method=_shown(one["method_values"]),
+            baseline=mean_and_error(one["baseline_values"]),
+            method=mean_and_error(one["method_values"]),
             p_value=one.get("p_value"),
             verdict=str(one["verdict"]),
         )
@@ -166,11 +153,6 @@ def _title(one: Mapping[str, Any]) -> str:
     return f"{one.get('method')} against {one.get('baseline')} ({one.get('direction', 'higher')} is better{slack})"
 
 
-def _shown(values: Sequence[float]) -> str:
-    mean, error = statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return f"{mean:.4g}" if math.isnan(error) else f"{mean:.4g} ± {error:.2g}"
-
-
 def _values(runs: Sequence[RunFolder]) -> list[tuple[str, list[float | None], str]]:
     """(stage/metric, one value a seed, mean and standard error) of everything that was measured."""
     found = [run.metrics for run in runs]
@@ -178,7 +160,7 @@ def _values(runs: Sequence[RunFolder]) -> list[tuple[str, list[float | None], st
     rows = []
     for name in names:
         values = [metrics.get(name) for metrics in found]
-        rows.append((name, values, _shown([value for value in values if value is not None])))
+        rows.append((name, values, mean_and_error([value for value in values if value is not None])))
     return rows
 
 
@@ -191,14 +173,3 @@ def _charts(seeds: Sequence[Seed]) -> list[Any]:
             own = [one for one in seed.run.series if one.stage == stage]
             series += [(f"{stage}, seed {seed.number}", stages.index(stage), one) for one in own]
     return charts(series)
-
-
-def refuse(folder: Path) -> None:
-    """Refuse a reproduction among runs that are to be compared.
-
-    Raises:
-        GraftworkError: if the directory is one.
-    """
-    if not is_run(folder) and is_reproduction(folder):
-        first = _seed_folders(folder)[0][1]
-        raise GraftworkError(f"{folder} is a reproduction: compare its runs, such as {first}, or give it alone")

@@ -169,7 +169,9 @@ def test_a_resumed_run_goes_on_in_its_own_run_and_has_each_step_once(tmp_path: P
     assert history(found.info.run_id, "first/accuracy") == [(6, 0.5)]
 
 
-def log_and_die(path: Path) -> None:
+def log_and_die(path: Path, uri: str) -> None:
+    os.chdir(path.parent)
+    os.environ["MLFLOW_TRACKING_URI"] = uri  # the server that processes are forked from may be older than this test
     run = begin(path)
     for step in range(1, 41):
         run.log("first", step, {"loss": float(step)})
@@ -178,8 +180,10 @@ def log_and_die(path: Path) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_numbers_that_a_kill_kept_from_being_sent_are_sent_when_the_run_goes_on(tmp_path: Path, runs: Any, history: Any) -> None:
-    process = ANEW.Process(target=log_and_die, args=(tmp_path / "run",))
+def test_numbers_that_a_kill_kept_from_being_sent_are_sent_when_the_run_goes_on(
+    tmp_path: Path, runs: Any, history: Any, store: str
+) -> None:
+    process = ANEW.Process(target=log_and_die, args=(tmp_path / "run", store))
     process.start()
     process.join(120)
     assert process.exitcode == -signal.SIGKILL

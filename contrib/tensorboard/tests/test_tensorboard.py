@@ -120,6 +120,7 @@ def test_a_measurement_that_is_made_again_replaces_itself_alone(tmp_path: Path) 
 
 
 def log_and_die(path: Path) -> None:
+    os.environ["GRAFTWORK_TRACKERS"] = "tensorboard"  # the server that processes are forked from may be older than this test
     run = begin(path)
     for step in range(1, 51):
         run.log("first", step, {"loss": float(step)})

@@ -216,6 +216,80 @@ except KeyboardInterrupt:
         launch(f"BREAK, FOLDER = False, {str(tmp_path / 'broken')!r}\n{code}".replace("processes.join", "processes.count"), 1)
 
 
+FSDP = """
+import graftwork.engine
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+made = graftwork.engine._accelerator
+
+def spread(train, device):  # Accelerate offers FSDP with accelerators alone; torch has it on the CPU
+    accelerator = made(train, device)
+    if several:
+        accelerator.state.distributed_type = DistributedType.FSDP
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="no_wrap")
+    return accelerator
+
+graftwork.engine._accelerator = spread
+from pathlib import Path
+from graftwork.checkpoint import Checkpoints
+
+class Noted(Fit):
+    def __init__(self):
+        super().__init__()
+        self.steps = 0
+
+    def after_step(self, model):
+        self.steps += 1
+
+    def get_extra_state(self):
+        return {"steps": self.steps}
+
+    def set_extra_state(self, state):
+        self.steps = state["steps"]
+
+class Stop(Noted):
+    def update(self, engine, batches):
+        if BREAK and engine.steps_done == 4:
+            raise KeyboardInterrupt
+        return super().update(engine, batches)
+
+processes.join(torch.device("cpu"))
+kept = Checkpoints(Path(out).parent / FOLDER if processes.is_first() else None, steps=3, resume=True)
+torch.manual_seed(1)
+select = {"evaluate": {"use": "accuracy"}, "metric": "accuracy"}
+config = gw.TrainConfig(steps=6, batch_size=8 if several else 16, optimizer={"use": "adamw", "lr": 0.1}, validate=select)
+engine = gw.Engine(
+    Net().double(), Stop(), data(), config, seed=5, device="cpu", checkpoints=kept, validator=gw.evaluator("accuracy", split="val")
+)
+try:
+    model = engine.fit()
+    assert type(model) is Net
+    from safetensors.torch import save_file
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, out)
+    assert engine.weights.whole().objective.steps == max(engine.history, key=lambda one: (one[1], -one[0]))[0]  # the best weights'
+    if several:
+        try:
+            engine.gradients({"a": torch.zeros(())})
+        except gw.ConfigError as error:
+            assert "which FSDP spreads: use DDP" in str(error)
+        else:
+            raise AssertionError
+except KeyboardInterrupt:
+    pass
+"""
+
+
+def test_weights_that_fsdp_spreads_end_as_those_of_one_process_also_after_going_on(launch: Launch) -> None:
+    whole, broken = "BREAK, FOLDER = False, 'whole'", "BREAK, FOLDER = True, 'broken'"
+    (one,) = launch(f"BREAK, FOLDER = False, 'one'\n{FSDP}", 1)
+    expected = load_file(one)
+    found = load_file(launch(f"{whole}\n{FSDP}")[1])
+    for key in expected:
+        torch.testing.assert_close(found[key], expected[key], rtol=1e-5, atol=1e-7)
+    launch(f"{broken}\n{FSDP}")
+    again = load_file(launch(f"{broken.replace('True', 'False')}\n{FSDP}")[1])
+    assert all(torch.equal(again[key], found[key]) for key in found)
+
+
 PIPELINE = """
 seed: 0
 stages:

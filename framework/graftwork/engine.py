@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from graftwork import processes
@@ -27,6 +27,7 @@ from graftwork.kinds.evaluator import Evaluator, evaluating
 from graftwork.kinds.objective import Loss, Objective
 from graftwork.randomness import preserved, random_state, seed_everything, set_random_state
 from graftwork.training import OptimizerFactory, TrainConfig, make_schedule
+from graftwork.weights import Joined, Weights
 
 __all__ = ["Engine", "pick_device"]
 
@@ -49,23 +50,6 @@ def pick_device(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ConfigError(f'device "{name}" is not to be had here: {str(error).splitlines()[0]}') from None
     return device
-
-
-class _Joined(nn.Module):
-    """Model and objective as one module, so that DDP and FSDP see every parameter whichever methods an objective calls."""
-
-    def __init__(self, model: Any, objective: Objective):
-        super().__init__()
-        components = getattr(model, "components", {})  # a diffusers pipeline is no module but holds some
-        self.model = (
-            model if isinstance(model, nn.Module) else nn.ModuleDict({k: v for k, v in components.items() if isinstance(v, nn.Module)})
-        )
-        self.objective = objective
-        self._called = (model,)  # a tuple: not registered twice
-
-    def forward(self, batches: Mapping[str, Batch], progress: float) -> Loss:
-        result = self.objective(self._called[0], batches, progress)
-        return result if isinstance(result, Loss) else Loss(result)
 
 
 class Engine:
@@ -126,12 +110,14 @@ class Engine:
         self._splits = self._check_feeds()
         seed_everything(seed)
         objective.setup(model, data)
-        self.joined = _Joined(model, objective).to(self.device)
+        self.joined = Joined(model, objective).to(self.device)
         make = OptimizerFactory(train.optimizer)
         made = objective.optimizers(model, make)
         named: dict[str, Optimizer] = dict(made) if isinstance(made, Mapping) else {"": made}
+        self.weights = Weights.of(self.accelerator, self.joined)
         wrapped = self.accelerator.prepare(self.joined, *named.values())
         self.wrapped, *prepared = wrapped if named else (wrapped,)
+        self.weights.wrapped = self.wrapped
         self.optimizers = dict(zip(named, prepared, strict=True))
         self._feeds = {name: self._feed(index, name, split) for index, (name, split) in enumerate(self._splits.items())}
         longest = max((len(feed) for feed in self._feeds.values()), default=1)
@@ -167,9 +153,9 @@ class Engine:
                     self._kept.save(self.steps_done, {"finished": True, **self.state_dict(optimizers=False)})
             best = processes.from_first(self._kept.best)
             if best is not None:
-                self.joined.load_state_dict(best, strict=False)
-        self.joined.eval()
-        return self.objective.export(self.model)
+                self.weights.load_state_dict(best, strict=False)
+        whole = self.weights.whole().eval()
+        return whole.export()
 
     def state_dict(self, optimizers: bool = True) -> dict[str, Any]:
         """Everything that training carries from step to step: weights, optimisers, schedules, positions, random states, figures.
@@ -178,7 +164,7 @@ class Engine:
             optimizers: with optimisers and schedules; without, the state of a training that is over.
         """
         state = {
-            "joined": self.joined.state_dict(),
+            "joined": self.weights.state_dict(),
             "feeds": {name: feed.state_dict() for name, feed in self._feeds.items()},
             "data": self.data.state_dict(),
             "random": processes.gathered(random_state()),
@@ -191,7 +177,7 @@ class Engine:
             "shown": self._shown,
         }
         if optimizers:
-            state["optimizers"] = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
+            state["optimizers"] = {name: self.weights.optimizer_state(one) for name, one in self.optimizers.items()}
             state["schedules"] = {name: schedule.state_dict() for name, schedule in self._schedules.items()}
             if self.accelerator.scaler is not None:
                 state["scaler"] = self.accelerator.scaler.state_dict()
@@ -204,9 +190,9 @@ class Engine:
             CheckpointError: if weights or optimisers are others than these.
         """
         try:
-            self.joined.load_state_dict(state["joined"])
+            self.weights.load_state_dict(state["joined"])
             for name, optimizer in state.get("optimizers", {}).items():
-                self.optimizers[name].load_state_dict(optimizer)
+                self.weights.load_optimizer_state(self.optimizers[name], optimizer)
             for name, schedule in state.get("schedules", {}).items():
                 self._schedules[name].load_state_dict(schedule)
             if "scaler" in state and self.accelerator.scaler is not None:
@@ -261,6 +247,7 @@ class Engine:
             parts: name -> 0-d tensor.
             parameters: with respect to what; the model's trainable parameters by default. An unused one gets zeros.
         """
+        self.weights.refuse("a gradient for each part of a loss")
         chosen = list(parameters) if parameters is not None else [p for p in self.joined.model.parameters() if p.requires_grad]
         found = {}
         for name, part in parts.items():
@@ -355,8 +342,9 @@ class Engine:
         validator, spec = self.validator, self.train.validate_
         assert validator is not None
         assert spec is not None
-        exported = self.objective.export(self.model)
-        with evaluating(self.joined), preserved():
+        whole = self.weights.whole()
+        exported = whole.export()
+        with evaluating(whole), preserved():
             metrics = processes.from_first(lambda: dict(validator.evaluate(exported, self.data).metrics))
         if spec.metric is None and len(metrics) != 1:
             raise ConfigError(f"validate.metric is needed: the evaluator gives {', '.join(metrics)}")
@@ -366,7 +354,7 @@ class Engine:
         value = metrics[name] if spec.direction == "higher" else -metrics[name]
         if math.isfinite(value) and value > self._best_value:
             self._best_value, self._unimproved = value, 0
-            self._kept.save_best(self.joined.state_dict())
+            self._kept.save_best(self.weights.state_dict())
         else:
             self._unimproved += 1
         self.history.append((self.steps_done, metrics[name]))

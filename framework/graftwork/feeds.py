@@ -132,7 +132,7 @@ class Feed:
 
 
 class _Skipping:
-    """A batch sampler that draws its first batches of an epoch and keeps them back."""
+    """A batch sampler that draws the first `skip` batches of an epoch and keeps them back."""
 
     def __init__(self, inner: Iterable[list[int]]):
         self.inner, self.skip = inner, 0
@@ -143,8 +143,7 @@ class _Skipping:
         return len(self.inner)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[list[int]]:
-        skip, self.skip = self.skip, 0
-        return itertools.islice(iter(self.inner), skip, None)
+        return itertools.islice(iter(self.inner), self.skip, None)  # which a loader with workers asks for twice
 
 
 class _Seeded:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -49,7 +50,8 @@ def replaced(path: Path) -> Iterator[Path]:
             remove(path)
         beside.replace(path)
     except OSError as error:
-        remove(beside)
+        with contextlib.suppress(OSError):  # such as a file where a folder should be, which is what is told
+            remove(beside)
         raise GraftworkError(f"{path} cannot be written: {error.strerror or error}") from None
     except BaseException:
         remove(beside)

@@ -13,6 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from graftwork import processes
 from graftwork.errors import GraftworkError, UnknownComponentError, nearest
 from graftwork.files import write_text
 from graftwork.pipeline import Pipeline
@@ -228,9 +229,12 @@ def reproduce(
     ]
     values = {name: [run[name] for run in runs if name in run] for name in dict.fromkeys(name for run in runs for name in run)}
     reproduction = Reproduction(plan.name, plan.claim.text, numbers, verdicts, values, plan.claim.paper)
-    if out is not None:
+    if out is not None and processes.is_first():
         write_text(out / "reproduction.json", reproduction.to_json())
         write_text(out / "reproduction.md", reproduction.to_markdown())
+        from graftwork.report import write_page
+
+        write_page(out)
     return reproduction
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from graftwork import document
 from graftwork.checkpoint import sha256
 from graftwork.errors import GraftworkError
-from graftwork.files import PART, replaced, sweep, write_text
+from graftwork.files import PART, remove, replaced, sweep, write_text
 from graftwork.kinds.evaluator import Report
 from graftwork.kinds.guidance import Samples
 from graftwork.record import StageRecord, finite
@@ -135,6 +135,7 @@ class Run:
         _lock(self._log, path)
         if self.resume:
             sweep(path)
+            remove(path / "results.json")  # until this one ends it is unfinished, whatever the former said
             self._rewind_to = 0
         write_text(path / "pipeline.yaml", document.dump(self.resolved))
         write_text(path / "environment.json", json.dumps({**environment(), "seed": self.seed, "device": str(self.device)}, indent=2))

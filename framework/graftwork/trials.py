@@ -152,7 +152,8 @@ def find_executor(name: str) -> Executor:
         return entry.load()()  # type: ignore[no-any-return]
     except Exception as error:
         owner = entry.dist.name if entry.dist else entry.value
-        raise PluginError(f'executor "{name}" of {owner} cannot be loaded: {type(error).__name__}: {error}') from error
+        needed = f"; what it needs comes with: pip install {owner}" if isinstance(error, ImportError) and entry.dist else ""
+        raise PluginError(f'executor "{name}" of {owner} cannot be loaded: {type(error).__name__}: {error}{needed}') from error
 
 
 def refuse_used(trials: Sequence[Trial]) -> None:

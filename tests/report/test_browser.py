@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from graftwork.report import write_comparison, write_page
 
+OUTCOMES = [(0, "finished", 0.5), (1, "failed", None)]
 EVIL = "</script><script>window.ran=1</script><img src=x onerror=window.ran=1>"
 
 
@@ -17,6 +19,29 @@ def page_of(make_run, evaluated, tmp_path: Path) -> Path:
     run = make_run(tmp_path / "run")
     evaluated(run, "method", "hits", table={"columns": ["n", "share"], "rows": [[n, 0.5] for n in range(20)], "caption": ""})
     return write_page(run)
+
+
+@pytest.fixture
+def sweep_of(make_run, picture, tmp_path: Path) -> Path:
+    """A sweep's page, with a long value, a picture wider than a phone, and one setting that failed."""
+    folder = tmp_path / "sweep"
+    keys = {"stages.method.train.optimizer.lr": 0.01, "stages.method.dataset.path": "a/long/path/" * 8}
+    settings = [{"name": f"trial-00{n}", "overrides": keys, "status": status, "mean": mean} for n, status, mean in OUTCOMES]
+    for one in settings:
+        make_run(folder / one["name"], status=one["status"])
+        one["trials"] = [{"name": one["name"], "status": one["status"], "message": "" if one["mean"] else "word " * 60, "seconds": 2.0}]
+    (folder / "sweep.json").write_text(json.dumps({"name": "tiny", "metric": "method/accuracy", "settings": settings}))
+    (folder / "sweep.png").write_bytes(picture(1500, 400))
+    return write_page(folder)
+
+
+def test_the_page_of_a_sweep_is_as_readable(visit, sweep_of: Path) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    page = visit(sweep_of, 360, color_scheme="dark")
+    found = axe.run(page).response["violations"]
+    assert [(one["id"], [node["html"] for node in one["nodes"]]) for one in found] == []
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    assert (page.said, page.asked) == ([], [])
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

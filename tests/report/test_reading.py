@@ -16,6 +16,8 @@ def test_a_run_without_results_json_is_finished_when_its_stages_are(make_run, tm
     assert read_run(make_run(tmp_path / "a", status=None)).status == "finished"
     assert read_run(make_run(tmp_path / "b", status=None, unfinished=("method",))).status == "unfinished"
     assert read_run(make_run(tmp_path / "c", status="failed", unfinished=("method",))).status == "failed"
+    assert read_run(make_run(tmp_path / "d", status="interrupted", unfinished=("method",))).status == "interrupted"
+    assert read_run(make_run(tmp_path / "e", status="<b>", unfinished=("method",))).status == "unfinished"
 
 
 def test_a_row_that_a_kill_cut_off_is_no_damage_and_one_in_the_middle_is(make_run, tmp_path: Path) -> None:

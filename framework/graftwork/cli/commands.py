@@ -229,7 +229,9 @@ def reproduce(
     as_json: Json = False,
 ) -> None:
     """Run a plugin's recipe over its seeds and say whether its claim holds here."""
+    from graftwork import processes
     from graftwork.cli.display import reproduction_table
+    from graftwork.engine import pick_device
     from graftwork.reproduce import find_recipe
     from graftwork.reproduce import reproduce as over_seeds
     from graftwork.trials import Resources
@@ -238,20 +240,24 @@ def reproduce(
     settings = [*(overrides or ()), *([f"seed={seed}"] if seed is not None else [])]
     if resume is not None and out is not None:
         raise ConfigError(f"--resume {resume} goes on in that directory: leave --out {out} away")
-    where = resume or out or _run_directory(path.stem)
+    processes.join(pick_device(device))
+    where = resume or out or processes.from_first(lambda: _run_directory(path.stem))
     common: dict[str, Any] = {"overrides": settings, "seeds": seeds, "device": device, "resume": resume is not None, "reuse": not fresh}
     if on is None and workers is None:
-        with _observer(as_json) as observer:
+        with _observer(as_json or not processes.is_first()) as observer:
             found = over_seeds(path, where, observer=observer, **common)
     else:
         asked = Resources(workers, cpus, gpus, retries)
         with sweeping.TrialProgress(as_json) as progress:
             found = over_seeds(path, where, on=on or "local", resources=asked, ended=progress.ended, note=progress.note, **common)
-    if as_json:
+    if not processes.is_first():
+        pass
+    elif as_json:
         print(found.to_json())
     else:
         reproduction_table(found)
         print(f"table: {where / 'reproduction.md'}")
+    processes.leave()
 
 
 app.command()(sweeping.sweep)

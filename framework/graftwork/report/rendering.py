@@ -22,7 +22,7 @@ from markupsafe import Markup
 from graftwork.errors import GraftworkError
 from graftwork.files import write_text
 
-__all__ = ["GENERATOR", "address", "check_target", "mean_and_error", "render", "unique_ends", "unique_tails", "write_html"]
+__all__ = ["GENERATOR", "address", "brief", "check_target", "mean_and_error", "render", "unique_ends", "unique_tails", "write_html"]
 
 GENERATOR = '<meta name="generator" content="graftwork">'
 """In every page, so that no other file is ever replaced by one."""
@@ -55,12 +55,15 @@ def check_target(path: Path) -> None:
     """Refuse a place that holds something other than a page.
 
     Raises:
-        GraftworkError: if its name does not end in .html, or what stands there was not written by graftwork.
+        GraftworkError: if its name does not end in .html, it lies in no directory, or what stands there was not written by graftwork.
     """
     if path.suffix.lower() not in (".html", ".htm"):
         raise GraftworkError(f"--out {path}: a page's file ends in .html")
     if path.is_dir():
         raise GraftworkError(f"--out {path} is a directory: name a file in it")
+    around = next((one for one in path.parents if one.exists()), None)
+    if around is not None and not around.is_dir():
+        raise GraftworkError(f"--out {path}: {around} is no directory")
     if path.is_file():
         with contextlib.suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
             if GENERATOR in file.read(4096):
@@ -95,7 +98,8 @@ def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("graftwork.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"figure": figure, "cell": cell, "duration": duration, "memory": memory, "png": _png}
+    environment.filters |= {"figure": figure, "cell": cell, "brief": brief, "written": written}
+    environment.filters |= {"duration": duration, "memory": memory, "png": _png}
     environment.globals["bar"] = _bar
     return environment
 
@@ -119,6 +123,16 @@ def cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return DASH if value is None else str(value)
+
+
+def written(value: Any) -> str:
+    """A setting as a command line takes it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def brief(value: Any) -> str:
+    """A setting as it is read: a number in five digits, everything else as it is written."""
+    return f"{value:.5g}" if isinstance(value, float) else written(value)
 
 
 def duration(seconds: float) -> str:

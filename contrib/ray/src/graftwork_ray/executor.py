@@ -6,6 +6,7 @@ import json
 import math
 import os
 import queue
+import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,13 +26,23 @@ from graftwork_ray.plugin import listening
 
 __all__ = ["RayTune"]
 
-QUIET = {
+TUNE = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # the newer reporter prints a table however quiet it is to be
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a pipeline names files from where the command was given
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # a run directory has the logs
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial's last word is its outcome, without the metric that may stop it
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
+OWN_CLUSTER = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # a cluster of one's own machine calls nobody
+    "RAY_worker_niceness": "0",  # trials are what it is started for; at Ray's 15 they starve where others compute
+}
+"""Where the environment does not say otherwise."""
+
 PASSED = ("GRAFTWORK_", "HF_", "TRANSFORMERS_", "MLFLOW_", "OMP_WAIT_POLICY")
+STATE = ".ray"
+"""Tune's own folder beside the trials, while it works."""
+
 FAR = 10**12
 """Steps that no training reaches: Tune ends a trial that has come to its longest, and ours end by themselves."""
 
@@ -53,13 +64,15 @@ class RayTune:
         """Join the cluster, or start one; a cluster that this process has joined already is used."""
         if not ray.is_initialized():
             address = os.environ.get("RAY_ADDRESS")
-            passed = {name: value for name, value in os.environ.items() if name.startswith(PASSED)}
-            settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "runtime_env": {"env_vars": passed}}
-            if address is None:
-                os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster of one's own machine calls nobody
-                settings |= {"include_dashboard": False, "num_cpus": _cores()}
+            settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+            if address is None:  # its processes have this one's environment
+                settings |= {"address": "local", "include_dashboard": False, "num_cpus": _cores()}
+            else:
+                passed = {name: value for name, value in os.environ.items() if name.startswith(PASSED)}
+                settings |= {"address": address, "runtime_env": {"env_vars": passed}}
             try:
-                ray.init(address=None if address is None else "auto", **settings)
+                with _environment({name: os.environ.get(name, value) for name, value in OWN_CLUSTER.items()} if address is None else {}):
+                    ray.init(**settings)
             except (ConnectionError, RuntimeError, ValueError) as error:
                 where = f"the cluster at RAY_ADDRESS={address} cannot be joined" if address else "no cluster can be started here"
                 raise GraftworkError(f"{where}: {error}") from None
@@ -90,14 +103,15 @@ class RayTune:
         share = _share(resources, [trial.device for trial in trials])
         ends: queue.Queue[Outcome | BaseException | None] = queue.Queue()
         watch = _Watch(trials, ends, note)
-        with tempfile.TemporaryDirectory() as scratch, _environment(QUIET):
+        with tempfile.TemporaryDirectory() as scratch, _environment(TUNE):
             folder = _storage(trials, Path(scratch))
+            work = tune.with_parameters(_work, trials=list(trials), stop=stop, folder=os.getcwd(), threads=resources.cpus or 1)
             tuner = tune.Tuner(
-                tune.with_resources(tune.with_parameters(_work, trials=list(trials), stop=stop, folder=os.getcwd()), share),
+                tune.with_resources(work, share),
                 param_space={"number": tune.grid_search(list(range(len(trials))))},
                 tune_config=tune.TuneConfig(scheduler=_scheduler(stop), max_concurrent_trials=resources.workers or 0),
                 run_config=tune.RunConfig(
-                    name=".ray",
+                    name=STATE,
                     storage_path=str(folder),
                     failure_config=tune.FailureConfig(max_failures=resources.retries),
                     callbacks=[watch],
@@ -117,6 +131,7 @@ class RayTune:
             finally:
                 watch.stopper.all = True
                 thread.join(30)
+                shutil.rmtree(folder / STATE, ignore_errors=True)  # a sweep is gone on with by what its trials wrote
 
 
 def _fit(tuner: tune.Tuner, ends: queue.Queue[Outcome | BaseException | None]) -> None:
@@ -183,13 +198,13 @@ class _Watch(tune.Callback):
         self._ends.put(Outcome(self.trials[number], status, attempts=self._attempts[number], **about))
 
 
-def _work(config: Mapping[str, Any], trials: Sequence[Trial], stop: StopSpec | None, folder: str) -> dict[str, str]:
+def _work(config: Mapping[str, Any], trials: Sequence[Trial], stop: StopSpec | None, folder: str, threads: int) -> dict[str, str]:
     """What a process of the cluster does."""
     import torch
 
     if os.path.isdir(folder):
         os.chdir(folder)
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))  # which Ray sets to the cores of the trial
+    torch.set_num_threads(threads)
     trial = trials[config["number"]]
     stage, _, metric = stop.metric.partition("/") if stop else ("", "", "")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import subprocess
 import time
 from collections.abc import Callable
@@ -15,9 +14,10 @@ from safetensors.torch import load_file
 
 import graftwork as gw
 from graftwork import pool
+from graftwork.cli import main
 from graftwork.reproduce import reproduce
+from graftwork.schema import pipeline_schema
 from graftwork.sharing import shared_stages
-from graftwork.space import Distribution, settings
 from graftwork.spec import StopSpec, SweepSpec
 from graftwork.sweep import sweep
 from graftwork.trials import Resources, Trial, find_executor, run_trial
@@ -100,52 +100,19 @@ def content(run: Path) -> dict[str, Any]:
     return {"rows": rows, "weights": weights, "results": json.loads((run / "results.json").read_text())["results"]}
 
 
-# -- what is drawn -------------------------------------------------------------------------------------------------------------------
-
-
-def test_every_point_of_the_grid_is_tried_with_every_draw_of_the_space_and_the_seed_decides_the_draws() -> None:
-    spec = SweepSpec(grid={"a": [1, 2], "b": ["x", "y"]}, space={"c": "loguniform(1e-4, 1e-1)"}, trials=3)
-    found = settings(spec, 0)
-    assert len(found) == 12
-    assert [(one["a"], one["b"]) for one in found[:4]] == [(1, "x"), (1, "y"), (2, "x"), (2, "y")]
-    assert len({one["c"] for one in found}) == 3
-    assert settings(spec, 0) == found != settings(spec, 1)
-
-
-def test_draws_lie_in_their_ranges_and_follow_their_distributions() -> None:
-    generator = random.Random(0)
-
-    def draws(text: str) -> list[Any]:
-        return [Distribution.parse(text).draw(generator) for _ in range(3000)]
-
-    logs = draws("loguniform(1e-4, 1e-1)")
-    assert 1e-4 <= min(logs) < max(logs) <= 1e-1
-    assert 0.3 < sum(value < 1e-3 for value in logs) / 3000 < 0.37  # a third of the range of exponents
-    assert 0.47 < sum(value < 0.5 for value in draws("uniform(0, 1)")) / 3000 < 0.53
-    assert set(draws("randint(2, 5)")) == {2, 3, 4, 5}
-    assert set(draws("choice(small, [1, 2], null)").__repr__().split(", ")) >= {"'small'", "None"}
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("loguniform(0, 1)", "above 0"),
-        ("uniform(2, 1)", "below the high end"),
-        ("uniform(0, .inf)", "finite"),
-        ("uniform(1)", "takes two numbers"),
-        ("randint(0.5, 2)", "two integers"),
-        ("loguniforn(1, 2)", 'did you mean "loguniform"'),
-        ("choice()", "no options"),
-        ("3", "is no distribution"),
-        ("uniform(1, [)", "is no list"),
-    ],
-)
-def test_a_space_that_is_none_is_told_with_what_is_expected(text: str, said: str) -> None:
-    with pytest.raises(gw.ConfigError, match=said):
-        Distribution.parse(text)
-
-
 # -- what is checked -----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_schema_that_editors_read_knows_every_key_of_a_sweep() -> None:
+    schema = pipeline_schema(gw.installed())
+    assert {"$ref": "#/$defs/SweepSpec"} in schema["properties"]["sweep"]["anyOf"]
+    block, stop = schema["$defs"]["SweepSpec"], schema["$defs"]["StopSpec"]
+    assert set(block["properties"]) == set(SweepSpec.model_fields)
+    assert all(block["properties"][key]["description"] for key in SweepSpec.model_fields)
+    assert block["additionalProperties"] is stop["additionalProperties"] is False  # a misspelt key is underlined
+    assert block["properties"]["grid"]["additionalProperties"]["type"] == "array"
+    assert block["properties"]["direction"]["enum"] == ["higher", "lower"]
+    assert stop["required"] == ["metric"]
 
 
 @pytest.mark.parametrize(
@@ -273,14 +240,20 @@ def test_a_trial_whose_process_is_killed_goes_on_in_another_and_ends_as_an_unbro
     assert content(tmp_path / "dies") == content(unbroken)
 
 
-def test_a_trial_that_dies_too_often_is_lost_and_the_others_go_on(frail: None, tmp_path: Path) -> None:
-    overrides = [f"stages.second.objective.marks={tmp_path}/nowhere/no", "stages.second.objective.deaths=[2]"]
+def test_a_trial_that_dies_once_more_than_it_is_tried_again_is_lost_and_the_others_go_on(frail: None, tmp_path: Path) -> None:
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    overrides = [f"stages.second.objective.marks={marks}", "stages.second.objective.deaths=[1, 2]"]  # a third process would finish
     dying = Trial("dies", gw.Pipeline.from_dict(DOCUMENT, overrides).document.data, 3, tmp_path / "dies", device="cpu")
-    (tmp_path / "nowhere").mkdir()
     sound = Trial("sound", DOCUMENT, 3, tmp_path / "sound", device="cpu")
-    outcomes = {outcome.trial.name: outcome for outcome in pool.LocalPool().run([dying, sound], Resources(workers=2, retries=0))}
+    notes: list[str] = []
+    ran = pool.LocalPool().run([dying, sound], Resources(workers=2, retries=1), note=notes.append)
+    outcomes = {outcome.trial.name: outcome for outcome in ran}
     assert outcomes["sound"].status == "finished"
-    assert outcomes["dies"].status in ("lost", "failed")
+    assert (outcomes["dies"].status, outcomes["dies"].attempts, dict(outcomes["dies"].metrics)) == ("lost", 2, {})
+    assert outcomes["dies"].message.startswith("2 processes in turn died; the last was killed by SIGKILL")
+    assert notes == ["dies: its process was killed by SIGKILL; another goes on with it"]
+    assert {path.name for path in marks.iterdir()} == {"died-1", "died-2"}
 
 
 def test_leaving_the_pool_ends_its_processes(frail: None, tmp_path: Path) -> None:
@@ -343,26 +316,61 @@ def test_gpus_are_dealt_out_in_turn_and_shared_by_fractions(monkeypatch: pytest.
 # -- the command line ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(240)
-def test_the_command_prints_the_table_and_mistakes_are_messages(
-    frail: None, tmp_path: Path, graft: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
-    (tmp_path / "work/p.yaml").write_text(json.dumps(DOCUMENT))
-    done = graft("sweep", "p.yaml", "--grid", f"{LR}=0.001,0.3", "--metric", "second/hits", "--device", "cpu", "--out", "s")
-    assert done.returncode == 0, done.stderr
-    assert "trial-001" in done.stdout
-    assert "s/sweep.md" in done.stdout
-    for arguments, said in (
+@pytest.fixture
+def command(frail: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """command(*arguments): `graft sweep` with them, in this process and a folder of its own; status, output and what went to stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "300")
+    (tmp_path / "p.yaml").write_text(json.dumps(DOCUMENT))
+
+    def call(*arguments: str) -> tuple[Any, str, str]:
+        monkeypatch.setattr("sys.argv", ["graft", "sweep", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return (ended.value.code, *capfd.readouterr())
+
+    return call
+
+
+def test_the_command_prints_the_table_the_best_report_and_on_request_json(command: Callable[..., Any]) -> None:
+    arguments = ("p.yaml", "--grid", f"{LR}=0.001,0.3", "--metric", "second/hits", "--device", "cpu")
+    status, output, errors = command(*arguments, "--out", "s")
+    assert status in (None, 0), errors
+    assert output.index("trial-001") < output.index("trial-000")  # the best first
+    assert "best: s/trial-001/report.html" in output
+    assert "table: s/sweep.md" in output
+    assert f"trial-000 finished: {LR}=0.001: second/hits 0." in errors
+    status, output, errors = command("--resume", "s", "--json")
+    assert status in (None, 0), errors
+    assert json.loads(output) == json.loads(Path("s/sweep.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
         (["p.yaml", "--metric", "second/hits"], "nothing to sweep"),
         (["p.yaml", "--grid", f"{LR}=1"], "--metric STAGE/METRIC"),
         (["p.yaml", "--grid", "nonsense"], "KEY=a,b,c"),
         (["p.yaml", "--grid", f"{LR}=1", "--metric", "second/hits", "--on", "moon"], 'no executor "moon"'),
         (["--resume", "nowhere"], "is no sweep"),
-    ):
-        done = graft("sweep", *arguments)
-        assert done.returncode == 2
-        assert said in done.stderr
-        assert "Traceback" not in done.stderr
+        ([], "name a pipeline"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_a_message(command: Callable[..., Any], arguments: list[str], said: str) -> None:
+    status, output, errors = command(*arguments)
+    assert status == 2
+    assert said in errors
+    assert "Traceback" not in output + errors
+
+
+@pytest.mark.slow  # the command and its processes each import torch anew; its parts are tested above
+@pytest.mark.timeout(240)
+def test_the_installed_command_runs_a_sweep(frail: None, tmp_path: Path, graft: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    (tmp_path / "work/p.yaml").write_text(json.dumps(DOCUMENT))
+    done = graft("sweep", "p.yaml", "--grid", f"{LR}=0.001,0.3", "--metric", "second/hits", "--device", "cpu", "--out", "s")
+    assert done.returncode == 0, done.stderr
+    assert "best: s/trial-001/report.html" in done.stdout
+    assert (tmp_path / "work/s/trial-001/report.html").is_file()
 
 
 def test_run_trial_gives_an_error_as_a_value(frail: None, tmp_path: Path) -> None:

@@ -212,7 +212,8 @@ class Sweep:
         best = self.best
         if best is not None:
             at = entries.index(best)
-            axes.plot(places[at], means[at], marker="*", markersize=14, color="#d1495b", linestyle="none", label=f"best: {best.name}")
+            star: dict[str, Any] = {"marker": "*", "markersize": 14, "color": "#d1495b", "markeredgecolor": "white", "linestyle": "none"}
+            axes.plot(places[at], means[at], **star, zorder=5, label=f"best: {best.name}")
             axes.legend(fontsize=8, loc="best")
         if not numeric:
             axes.set_xticks(range(len(named)), [name.strip('"')[:24] for name in named], rotation=20, ha="right")

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,8 @@ def test_a_trial_that_falls_behind_is_stopped_at_its_rung_and_a_good_one_goes_on
     assert not (tmp_path / "bad/results.json").exists() or json.loads((tmp_path / "bad/results.json").read_text())["status"] != "finished"
 
 
-@pytest.mark.slow  # a trial that has to be seen at work before it is ended
+@pytest.mark.slow  # two processes import torch, and the one that is ended is waited for
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for the process in /proc")
 def test_leaving_the_executor_ends_what_still_runs(cluster: RayTune, tmp_path: Path) -> None:
     attempts = tmp_path / "attempts"
     attempts.mkdir()
@@ -110,8 +112,10 @@ def test_leaving_the_executor_ends_what_still_runs(cluster: RayTune, tmp_path: P
     assert next(outcomes).trial.name == "quick"
     outcomes.close()  # type: ignore[attr-defined]
     (process,) = (int(path.name) for path in attempts.iterdir())
-    with pytest.raises(ProcessLookupError):
-        os.kill(process, 0)
+    limit = time.monotonic() + 60  # Ray asks before it kills
+    while (alive := Path(f"/proc/{process}").exists()) and time.monotonic() < limit:
+        time.sleep(0.1)
+    assert not alive
 
 
 def test_more_than_the_whole_cluster_has_is_refused_at_once(cluster: RayTune, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -132,11 +136,11 @@ def test_a_missing_ray_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> 
         find_executor("ray")
 
 
-def test_a_cluster_that_cannot_be_joined_is_named(parts: Path) -> None:
-    environment = {**os.environ, "RAY_ADDRESS": "127.0.0.1:1"}
-    code = "from graftwork_ray.executor import RayTune; RayTune().__enter__()"
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
-    assert "GraftworkError: the cluster at RAY_ADDRESS=127.0.0.1:1 cannot be joined" in done.stderr
+def test_a_cluster_that_does_not_answer_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(gw.GraftworkError, match=r"the cluster at RAY_ADDRESS=127.0.0.1:1 cannot be joined: .*refused"), RayTune():
+        pass
 
 
 @pytest.mark.slow  # two clusters are started, with a process for each of seven runs

@@ -7,6 +7,7 @@ import math
 import os
 import queue
 import shutil
+import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,6 +44,9 @@ PASSED = ("GRAFTWORK_", "HF_", "TRANSFORMERS_", "MLFLOW_", "OMP_WAIT_POLICY")
 STATE = ".ray"
 """Tune's own folder beside the trials, while it works."""
 
+ANSWER = 10.0
+"""Seconds in which the head of a cluster is to answer."""
+
 FAR = 10**12
 """Steps that no training reaches: Tune ends a trial that has come to its longest, and ours end by themselves."""
 
@@ -70,6 +74,7 @@ class RayTune:
             else:
                 passed = {name: value for name, value in os.environ.items() if name.startswith(PASSED)}
                 settings |= {"address": address, "runtime_env": {"env_vars": passed}}
+                _answers(address)
             try:
                 with _environment({name: os.environ.get(name, value) for name, value in OWN_CLUSTER.items()} if address is None else {}):
                     ray.init(**settings)
@@ -132,6 +137,21 @@ class RayTune:
                 watch.stopper.all = True
                 thread.join(30)
                 shutil.rmtree(folder / STATE, ignore_errors=True)  # a sweep is gone on with by what its trials wrote
+
+
+def _answers(address: str) -> None:
+    """Fail at once where nobody listens, which Ray finds out after minutes.
+
+    Raises:
+        GraftworkError: if HOST:PORT does not answer; other kinds of addresses are left to Ray.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or "/" in address or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER).close()
+    except (OSError, OverflowError) as error:
+        raise GraftworkError(f"the cluster at RAY_ADDRESS={address} cannot be joined: {error}") from None
 
 
 def _fit(tuner: tune.Tuner, ends: queue.Queue[Outcome | BaseException | None]) -> None:

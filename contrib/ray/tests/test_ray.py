@@ -44,6 +44,7 @@ def by_name(outcomes: Any) -> dict[str, Outcome]:
     return {outcome.trial.name: outcome for outcome in outcomes}
 
 
+@pytest.mark.slow  # a cluster is started, and a process for each trial
 def test_trials_on_ray_are_those_of_the_local_pool_bit_for_bit_and_leave_nothing_of_tune(cluster: RayTune, tmp_path: Path) -> None:
     resources = Resources(workers=2, cpus=1)
     rates = {"slow": 0.01, "fast": 0.3}

@@ -124,7 +124,7 @@ def graftwork_evaluators():
 """
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The distribution graftwork-raytoy, for this process and those that it starts; the folder that holds it."""
     folder = tmp_path_factory.mktemp("site")
@@ -144,7 +144,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     registry.installed.cache_clear()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster(parts: Path) -> Iterator[RayTune]:
     """An executor whose cluster runs: starting one takes longer than a trial."""
     with RayTune() as executor:

@@ -108,7 +108,7 @@ class Execution:
                 found.inputs, found.keys = inputs, dict(self.cache.keys[stage.name])
         found = found or StageRecord()
         if found.finished and folder is not None and (damage := found.damage(folder)):
-            raise GraftworkError(f"{damage}; remove {folder} and what takes from it, and go on with --resume to run the stage again")
+            raise GraftworkError(f"{damage}; remove {folder} and the stages after it, and go on with --resume to run them again")
         if found.phases:
             run.rewind(found.log_bytes, found.elapsed)
             run.log_begins = found.log_bytes
@@ -162,7 +162,7 @@ class Execution:
         folder = run.stage_folder(stage.name)
         if folder is not None:
             record.seal(folder)
-            if self.cache is not None:
+            if self.cache is not None and record.keys == self.cache.keys[stage.name]:
                 self.cache.offer(stage.name, record, folder, run)
 
     def _sample(self, stage: Stage, model: Any) -> None:

@@ -213,16 +213,7 @@ def reproduce(
         if not resume:
             refuse_used(trials)
         outcomes = _elsewhere(on, trials, resources or Resources(), resume, note)
-    found: dict[int, Mapping[str, float]] = {}
-    with closing(outcomes):
-        for outcome in outcomes:
-            seed = outcome.trial.seed
-            if outcome.status != "finished":
-                rest = f"; go on with --resume {out}" if out is not None else ""
-                raise GraftworkError(f"{outcome.trial.name} has {outcome.status}: {outcome.message}{rest}")
-            found[seed] = outcome.metrics
-            ended(outcome, len(found), len(numbers))
-    runs = [found[seed] for seed in numbers]
+    runs = _all_of(outcomes, numbers, out, ended)
     verdicts = [
         compare(one, [metric_of(run, one.method) for run in runs], [metric_of(run, one.baseline) for run in runs])
         for one in plan.claim.comparisons
@@ -236,6 +227,21 @@ def reproduce(
 
         write_page(out)
     return reproduction
+
+
+def _all_of(
+    outcomes: Generator[Outcome, None, None], seeds: Sequence[int], out: Path | None, ended: Callable[[Outcome, int, int], None]
+) -> list[Mapping[str, float]]:
+    """The metrics of every seed, in order; the first that has not finished ends all."""
+    found: dict[int, Mapping[str, float]] = {}
+    with closing(outcomes):
+        for outcome in outcomes:
+            if outcome.status != "finished":
+                rest = f"; go on with --resume {out}" if out is not None else ""
+                raise GraftworkError(f"{outcome.trial.name} has {outcome.status}: {outcome.message}{rest}")
+            found[outcome.trial.seed] = outcome.metrics
+            ended(outcome, len(found), len(seeds))
+    return [found[seed] for seed in seeds]
 
 
 def _trial(pipeline: Pipeline, seed: int, out: Path | None, device: str | None, reuse: bool) -> Trial:

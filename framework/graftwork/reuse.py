@@ -180,6 +180,7 @@ def _adopt(stage: str, phases: list[str], found: StageRecord, folder: Path, run:
     outside = {"samples" if phase == "sample" else phase for phase in found.phases if phase not in names}
     kept = {path: digest for path, digest in found.sums.items() if path.partition("/")[0] not in outside}
     with replaced(into) as beside:
+        beside.mkdir()
         for path in kept:
             _link(folder / path, beside / path)
     log = folder.parent.parent / "metrics.jsonl"

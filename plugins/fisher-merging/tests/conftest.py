@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -78,14 +77,3 @@ def fisher_of() -> Callable[..., dict[str, Tensor]]:
 @pytest.fixture(autouse=True)
 def one_seed() -> None:
     torch.manual_seed(0)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def rare_collections() -> Iterator[None]:
-    """Collections walk the million objects that imports leave behind: what is there is set aside, and the rest is looked at less often."""
-    thresholds = gc.get_threshold()
-    gc.freeze()
-    gc.set_threshold(100_000, 20, 100)
-    yield
-    gc.set_threshold(*thresholds)
-    gc.unfreeze()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -195,14 +194,3 @@ def without(data, *keys):
 def drop() -> Callable:
     """drop(data, "mask"): the same data without a key."""
     return without
-
-
-@pytest.fixture(scope="session", autouse=True)
-def rare_collections() -> Iterator[None]:
-    """Collections walk the million objects that imports leave behind: what is there is set aside, and the rest is looked at less often."""
-    thresholds = gc.get_threshold()
-    gc.freeze()
-    gc.set_threshold(100_000, 20, 100)
-    yield
-    gc.set_threshold(*thresholds)
-    gc.unfreeze()

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -94,14 +91,3 @@ def colours() -> Colours:
 def scenes() -> Dataset:
     info = DatasetInfo(classes=("red", "green", "blue"), channels=3, size=(32, 32))
     return Dataset({"train": coloured_scenes(16, noise=0.1), "test": coloured_scenes(5, noise=0.1), "none": []}, info)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def rare_collections() -> Iterator[None]:
-    """Collections walk the million objects that imports leave behind: what is there is set aside, and the rest is looked at less often."""
-    thresholds = gc.get_threshold()
-    gc.freeze()
-    gc.set_threshold(100_000, 20, 100)
-    yield
-    gc.set_threshold(*thresholds)
-    gc.unfreeze()

@@ -7,53 +7,8 @@ import torch
 from torch import nn
 
 import graftwork as gw
-from graftwork.kinds.evaluator import evaluating
 
-
-class Net(nn.Module):
-    inputs = ("features",)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.num_features = 8
-        self.trunk, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
-
-    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
-        return self.trunk(x).relu()
-
-    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
-        return x if pre_logits else self.head(x)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.forward_head(self.forward_features(x))
-
-
-class Fit(gw.Objective):
-    keys = {"train": ("inputs", "label")}
-
-    def forward(self, model, batches, progress):
-        batch = batches["train"]
-        return gw.Loss(nn.functional.cross_entropy(model(batch["features"]), batch["label"]))
-
-
-def data(count: int = 64, **more: gw.Samples) -> gw.Dataset:
-    generator = torch.Generator().manual_seed(0)
-    label = torch.arange(count) % 3
-    features = torch.randn(count, 4, generator=generator) + nn.functional.one_hot(label, 4)
-    samples = gw.TensorSamples(features=features, label=label, index=torch.arange(count))
-    return gw.Dataset({"train": samples, "val": samples, **more})
-
-
-def net() -> Net:
-    torch.manual_seed(1)
-    return Net()
-
-
-def train(objective: gw.Objective, model: Net | None = None, dataset: gw.Dataset | None = None, validator=None, **settings) -> gw.Engine:
-    settings = {"epochs": 3, "batch_size": 16, "optimizer": {"use": "sgd", "lr": 0.1}, **settings}
-    engine = gw.Engine(model or net(), objective, dataset or data(), gw.TrainConfig(**settings), seed=5, device="cpu", validator=validator)
-    engine.fit()
-    return engine
+from .small_training import Fit, Net, data, net, train
 
 
 class Seen(Fit):
@@ -228,70 +183,12 @@ def test_gradients_of_parts_are_those_of_the_parts() -> None:
     assert same(whole.model, train(Fit(), optimizer={"use": "sgd", "lr": 0.15}).model, rtol=1e-5, atol=1e-6)
 
 
-class Decaying(gw.Evaluator):
-    """A validation figure that is best at its second measurement."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.kept: list[torch.Tensor] = []
-
-    def evaluate(self, model, data, run=None):
-        self.count += 1
-        self.kept.append(model.head.weight.detach().clone())
-        with evaluating(model):
-            return gw.Report({"score": 1.0 if self.count == 2 else 0.0})
-
-
-def test_the_weights_that_were_best_on_validation_are_handed_on() -> None:
-    validator = Decaying()
-    engine = train(Fit(), validator=validator, epochs=4, validate={"evaluate": "decaying"})
-    assert [value for _, value in engine.history] == [0.0, 1.0, 0.0, 0.0]
-    assert torch.equal(engine.model.head.weight, validator.kept[1])
-    assert not torch.equal(engine.model.head.weight, validator.kept[3])
-
-
-def test_the_lowest_is_best_when_lower_is_better_and_patience_ends_training() -> None:
-    validator = Decaying()
-    engine = train(Fit(), validator=validator, epochs=9, validate={"evaluate": "decaying", "direction": "lower", "patience": 2})
-    assert validator.count == 3
-    assert torch.equal(engine.model.head.weight, validator.kept[0])
-
-
-def test_validation_leaves_the_training_mode_as_it_was() -> None:
-    modes: list[bool] = []
-
-    class Watching(Fit):
-        def forward(self, model, batches, progress):
-            modes.append(model.training)
-            return super().forward(model, batches, progress)
-
-    train(Watching(), validator=Decaying(), validate={"evaluate": "decaying"})
-    assert all(modes)
-
-
 class Exporting(Fit):
     def setup(self, model, data):
         self.extra = nn.Linear(model.num_features, len(data["train"]))
 
     def export(self, model):
         return nn.Sequential(model, self.extra)
-
-
-def test_after_step_follows_each_optimiser_step_once_and_comes_before_validation() -> None:
-    told: list[str] = []
-
-    class Following(Fit):
-        def after_step(self, model):
-            told.append("stepped")
-
-    class Looking(Decaying):
-        def evaluate(self, model, data, run=None):
-            told.append("validated")
-            return super().evaluate(model, data, run)
-
-    train(Following(), validator=Looking(), validate={"evaluate": "decaying"}, epochs=None, steps=4, accumulate=2)
-    assert told.count("stepped") == 4
-    assert told[-2:] == ["stepped", "validated"]
 
 
 def test_an_objective_may_end_training_and_the_step_that_does_is_the_last() -> None:

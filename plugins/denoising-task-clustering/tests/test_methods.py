@@ -219,7 +219,7 @@ def test_orthogonal_tasks_are_weighed_by_the_inverse_of_their_norms() -> None:
     torch.testing.assert_close(nash_weights(torch.diag(diagonal)), diagonal.rsqrt(), rtol=1e-10, atol=0)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.integers(2, 6), st.integers(0, 10**6))
 def test_the_bargain_is_solved_to_ten_digits_keeps_order_and_is_free_of_scale(tasks, seed) -> None:
     gradients = drawn(tasks, tasks + 4, seed=seed)

@@ -223,3 +223,18 @@ def test_the_command_goes_on_with_a_run_and_says_what_is_wrong(
     ):
         with pytest.raises(gw.GraftworkError, match=named):
             app(arguments, standalone_mode=False)
+
+
+def test_a_metric_that_is_called_as_a_rows_own_field_takes_no_place_of_it(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", "going", 0, torch.device("cpu"), DOCUMENT)
+    run.log("first", 3, {"step": 9.0, "stage": 1.0, "loss": 2.0})
+    row = json.loads((tmp_path / "run/metrics.jsonl").read_text())
+    assert (row["stage"], row["step"], row["loss"]) == ("first", 3, 2.0)
+    run.finish()
+
+
+def test_a_block_that_python_puts_in_two_places_is_overridden_in_one() -> None:
+    stages = {name: {"dataset": "blobs", "model": "net", "objective": "fit", "train": TRAIN, "evaluate": ["hits"]} for name in ("a", "b")}
+    pipeline = gw.Pipeline.from_dict({"stages": stages}, ["stages.a.train.steps=1"])
+    assert [pipeline.document.data["stages"][name]["train"]["steps"] for name in ("a", "b")] == [1, 12]
+    assert TRAIN["steps"] == 12

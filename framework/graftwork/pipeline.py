@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -82,7 +81,7 @@ class Pipeline:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], overrides: Iterable[str] = ()) -> Pipeline:
         """A pipeline from plain data, as YAML would give it."""
-        document = Document(unshared(copy.deepcopy(dict(data))))
+        document = Document(unshared(dict(data)))
         document.override(overrides)
         return cls(document)
 

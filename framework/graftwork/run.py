@@ -174,7 +174,8 @@ class Run:
         """Add a row of figures to metrics.jsonl."""
         if self._log is not None:
             self._cut()
-            row = {"stage": stage, "step": step, "time": self.elapsed, **finite(metrics)}
+            own = {"stage": stage, "step": step, "time": self.elapsed}
+            row = {**own, **finite(metrics), **own}  # a metric of such a name must not take a row's place
             self._write((json.dumps(row) + "\n").encode())
         self._trackers.tell("graftwork_metrics_logged", run=self, stage=stage, step=step, metrics=metrics)
 

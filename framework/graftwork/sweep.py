@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from graftwork.document import Document, dump
+from graftwork.document import Document, dump, unshared
 from graftwork.errors import GraftworkError
 from graftwork.files import write_text
 from graftwork.pipeline import Pipeline
@@ -103,10 +102,9 @@ def _trials(pipeline: Pipeline, spec: SweepSpec, seed: int, out: Path, device: s
     chosen = settings(spec, seed)
     width = max(3, len(str(len(chosen) - 1)))
     kept = {key: value for key, value in pipeline.document.data.items() if key not in ("sweep", "claim")}
-    plain = Document.parse(dump(kept)).data  # a mapping that Python code put in two places is two here: an override changes one
     found = []
     for number, overrides in enumerate(chosen):
-        document = Document(copy.deepcopy(plain))
+        document = Document(unshared(kept))
         document.data.setdefault("name", "pipeline")
         document.override(assignment(key, value) for key, value in overrides.items())
         name = f"trial-{number:0{width}d}"

@@ -28,10 +28,10 @@ demo: $(VENV)/.installed  ## train source-only and DANN on handwritten digits, c
 	$(BIN)/graft run dann --stage source-only --stage dann
 
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.dev  ## claims and other long runs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m slow
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

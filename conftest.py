@@ -3,9 +3,27 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 from collections.abc import Iterator
 
 import pytest
+
+PRELOADED = [
+    "graftwork.pipeline",
+    "graftwork.execution",
+    "graftwork.report",
+    "graftwork.pool",
+    "matplotlib.figure",
+    "graftwork_testbed.cache",
+    "graftwork_testbed.scenes.samples",
+]
+"""What processes that tests start have imported already; the server that they are forked from is one for all tests."""
+
+
+def pytest_collection_finish() -> None:
+    """Tell the server what to import before any test starts it."""
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
 
 
 @pytest.fixture(scope="session", autouse=True)

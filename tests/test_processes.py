@@ -108,7 +108,6 @@ def keep(engine, rows):
 
 """
 ANEW = multiprocessing.get_context("forkserver")
-ANEW.set_forkserver_preload(["graftwork.pipeline", "graftwork.execution", "graftwork.report", "matplotlib.figure"])
 
 Launch = Callable[..., list[Path]]
 

@@ -178,7 +178,6 @@ Path(out + ".journal").write_text("\\n".join(journal))
 
 pytestmark = pytest.mark.usefixtures("breaking")
 ANEW = multiprocessing.get_context("forkserver")
-ANEW.set_forkserver_preload(["graftwork.pipeline", "graftwork.execution", "graftwork.report", "matplotlib.figure"])
 
 
 @pytest.fixture

@@ -28,7 +28,6 @@ from graftwork_mlflow.points import About, Point
 from graftwork_mlflow.sender import Sender
 
 ANEW = multiprocessing.get_context("forkserver")
-ANEW.set_forkserver_preload(["graftwork.pipeline", "mlflow"])
 
 NOWHERE = "http://127.0.0.1:9"
 

@@ -24,7 +24,6 @@ from graftwork.registry import installed
 from graftwork.run import Run
 
 ANEW = multiprocessing.get_context("forkserver")
-ANEW.set_forkserver_preload(["graftwork.pipeline", "torch.utils.tensorboard"])
 
 DIGITS = {
     "name": "digits",

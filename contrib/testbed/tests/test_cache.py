@@ -21,7 +21,6 @@ MADE = {"image": torch.arange(24, dtype=torch.uint8).view(2, 3, 4), "weight": to
 
 # Processes that start anew, from one that has imported torch already: a start of torch's own would take seconds each.
 ANEW = multiprocessing.get_context("forkserver")
-ANEW.set_forkserver_preload(["graftwork_testbed.cache", "graftwork_testbed.scenes.samples"])
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from multiprocessing import forkserver
 
 import pytest
@@ -22,7 +21,6 @@ def _own_cache(tmp_path_factory):
 @pytest.fixture(autouse=True, scope="package")
 def _fork_server():
     """What processes of tests are forked from, started while there is other work: it takes seconds to import torch."""
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["graftwork_testbed.cache", "graftwork_testbed.scenes.samples"])
     forkserver.ensure_running()
 
 
